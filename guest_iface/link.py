@@ -1,0 +1,98 @@
+"""How a guest attaches: the Link interface that every transport implements, its capabilities and its counters.
+
+A link carries whole Ethernet frames (no preamble, no FCS). It knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+MIN_FRAME = 14
+"""An Ethernet header; anything shorter is not a frame."""
+MAX_FRAME = 65_562
+"""14 bytes of Ethernet, a 65,535-byte IP packet and what virtio may add; every receive buffer holds this much."""
+BATCH = 64
+"""Frames taken from a link in one wake-up, at most."""
+
+
+class LinkError(Exception):
+    """The link cannot go on; the message names the endpoint, what came and what was expected."""
+
+
+class LinkClosed(LinkError):
+    """The guest's side has gone: end of stream, connection reset, or a datagram peer that no longer exists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkCapabilities:
+    """What a link can carry. Sizes in bytes."""
+
+    mtu: int = 1500
+    """Largest IP packet towards the guest."""
+    largest_frame: int = MAX_FRAME
+    """Largest frame accepted from the guest (a TSO frame may be larger than the MTU)."""
+    queue_frames: int = 1000
+    """Frames that fit between the guest and us before some are dropped."""
+    reliable_bytes: bool = True
+    """Bytes cannot be damaged on the way, so received checksums need no verification (and may be partial)."""
+
+
+@dataclass(slots=True)
+class LinkCounters:
+    """Totals since the link was made. `rx` is from the guest, `tx` is to the guest."""
+
+    rx_frames: int = 0
+    rx_bytes: int = 0
+    rx_dropped: int = 0
+    """Datagrams that are not frames (too short, too long), refused senders."""
+    tx_frames: int = 0
+    tx_bytes: int = 0
+    tx_dropped: int = 0
+    """Frames that did not fit the bounded transmit queue, or had no peer to go to."""
+
+
+class Link(ABC):
+    """One guest's attachment.
+
+    Used by one task that calls `receive_batch` in a loop, while `send_batch` is called from anywhere in the same thread.
+    `run` must be running while the link is used: it writes out what the kernel would not take at once.
+    """
+
+    name: str
+    capabilities: LinkCapabilities
+    counters: LinkCounters
+
+    @abstractmethod
+    async def receive_batch(self) -> list[bytes]:
+        """Wait for the guest, then drain at most BATCH frames without waiting again.
+
+        Raises LinkClosed when the guest's side is gone for good, LinkError when what it sends cannot be understood.
+        """
+
+    @abstractmethod
+    def send_batch(self, frames: Sequence[bytes]) -> None:
+        """Send frames in order without waiting. What the kernel does not take now is queued up to a bound, then dropped and counted.
+
+        Never raises for the guest's doing: a peer that is gone shows in `receive_batch`.
+        """
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """Frames waiting in the transmit queue: the sender of bulk data holds back while this is not small."""
+
+    @abstractmethod
+    async def wait_backlog_drained(self) -> None:
+        """Return when the transmit queue is empty (at once if it is)."""
+
+    @abstractmethod
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write out the transmit queue for as long as the link lives. Returns when the link is closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close sockets and remove what was bound in the file system. Safe to call twice."""

@@ -1,0 +1,147 @@
+"""The words that cross the border: what the engine asks of its driver, as small frozen values.
+
+A *flow* number is unique for the life of a stack. The driver answers each effect by calling the stack's `stream_*`,
+`datagram_*`, `echo_*` and `dns_*` methods. Nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from netstack.engine.events import Event
+
+# Why a dial, a datagram or an echo request failed on the host side. Plain ints: compared on the hot path.
+REFUSED: Final = 1
+NETWORK_UNREACHABLE: Final = 2
+HOST_UNREACHABLE: Final = 3
+PROHIBITED: Final = 4
+TIMED_OUT: Final = 5
+TTL_EXCEEDED: Final = 6
+TOO_BIG: Final = 7
+NO_RESOURCES: Final = 8
+
+FAILURE_WORDS: Final = {
+    REFUSED: "refused",
+    NETWORK_UNREACHABLE: "network unreachable",
+    HOST_UNREACHABLE: "host unreachable",
+    PROHIBITED: "prohibited by the host",
+    TIMED_OUT: "timed out",
+    TTL_EXCEEDED: "time to live exceeded",
+    TOO_BIG: "datagram too big",
+    NO_RESOURCES: "host has no resources left",
+}
+
+
+class OpenStream(NamedTuple):
+    """Dial TCP `address:port`. Answer with `stream_opened` or `stream_failed`."""
+
+    flow: int
+    address: bytes
+    port: int
+
+
+class SendStream(NamedTuple):
+    """Write `chunks` in order; report each byte the host took with `stream_sent`. Keep what it did not take and go on later."""
+
+    flow: int
+    chunks: Sequence[bytes | memoryview]
+
+
+class ReadStream(NamedTuple):
+    """There is room again: go on reading this flow's host socket."""
+
+    flow: int
+
+
+class ShutdownStream(NamedTuple):
+    """After everything handed over was written: end the writing side (FIN)."""
+
+    flow: int
+
+
+class CloseStream(NamedTuple):
+    """Both directions are done: close the host socket and forget the flow."""
+
+    flow: int
+
+
+class AbortStream(NamedTuple):
+    """Reset the host socket (RST) and forget the flow. Also ends a dial under way."""
+
+    flow: int
+
+
+class OpenDatagrams(NamedTuple):
+    """Make one unconnected UDP host socket for this mapping (endpoint-independent, RFC 4787 section 4.1)."""
+
+    flow: int
+
+
+class SendDatagram(NamedTuple):
+    """Send one datagram from the mapping's socket. `ttl` is what is left of the guest's."""
+
+    flow: int
+    address: bytes
+    port: int
+    payload: bytes
+    ttl: int
+
+
+class CloseDatagrams(NamedTuple):
+    """The mapping has expired: close its socket and forget it."""
+
+    flow: int
+
+
+class OpenEcho(NamedTuple):
+    """Make one ping socket for this mapping (a guest address and an echo identifier)."""
+
+    flow: int
+
+
+class SendEcho(NamedTuple):
+    """Send one ICMP echo request from the mapping's ping socket."""
+
+    flow: int
+    address: bytes
+    sequence: int
+    payload: bytes
+    ttl: int
+
+
+class CloseEcho(NamedTuple):
+    """The mapping has expired: close its ping socket."""
+
+    flow: int
+
+
+class ResolveUpstream(NamedTuple):
+    """Ask the host's resolvers this DNS message (its id is to be replaced). Answer once with `dns_resolved`."""
+
+    query: int
+    message: bytes
+
+
+class Report(NamedTuple):
+    """Something people want to know of."""
+
+    event: Event
+
+
+Effect = (
+    OpenStream
+    | SendStream
+    | ReadStream
+    | ShutdownStream
+    | CloseStream
+    | AbortStream
+    | OpenDatagrams
+    | SendDatagram
+    | CloseDatagrams
+    | OpenEcho
+    | SendEcho
+    | CloseEcho
+    | ResolveUpstream
+    | Report
+)
