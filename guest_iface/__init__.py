@@ -1,0 +1,1 @@
+"""How a guest attaches: links that carry Ethernet frames in and out."""

@@ -1,0 +1,1 @@
+"""netstack: a userspace network stack behind a VM's network card."""

@@ -1,0 +1,163 @@
+"""TCP segments (RFC 9293 section 3.1): options in and out, and a writer that makes whole frames for one connection."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+from netstack.wire.checksum import fold
+from netstack.wire.ethernet import IPV4
+from netstack.wire.ipv4 import DEFAULT_TTL, TCP
+
+HEADER: Final = 20
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
+URG: Final = 0x20
+
+FIELDS = Struct("!HHIIHHHH")
+"""Source port, destination port, sequence, acknowledgement, offset and flags, window, checksum, urgent pointer."""
+
+_END: Final = 0
+_NOP: Final = 1
+_MSS: Final = 2
+_WINDOW_SCALE: Final = 3
+_SACK_PERMITTED: Final = 4
+_SACK: Final = 5
+_TIMESTAMPS: Final = 8
+
+_TIMESTAMP_PAIR = Struct("!II")
+_PADDED_TIMESTAMPS = Struct("!4sII")
+_TIMESTAMPS_LEAD: Final = b"\x01\x01\x08\x0a"
+# One string up to the IP total length, then what varies; 54 bytes in all.
+_FRAME_HEADERS = Struct("!16sH6sH12sIIHHHH")
+
+
+class TcpOptions(NamedTuple):
+    """The options we act on; None where absent. SACK blocks are (left, right) sequence numbers, at most 4."""
+
+    mss: int | None = None
+    window_scale: int | None = None
+    sack_permitted: bool = False
+    timestamps: tuple[int, int] | None = None
+    sack: tuple[tuple[int, int], ...] = ()
+
+
+NO_OPTIONS: Final = TcpOptions()
+
+
+def parse_options(data: bytes) -> TcpOptions:
+    """Read an options field. A malformed one ends the reading: what came before it counts (as Linux does it)."""
+    if len(data) == 12 and data.startswith(_TIMESTAMPS_LEAD):
+        # The layout RFC 7323 appendix A recommends, on every segment of a connection that uses time stamps.
+        return TcpOptions(timestamps=_TIMESTAMP_PAIR.unpack_from(data, 4))
+    mss = window_scale = None
+    sack_permitted = False
+    timestamps: tuple[int, int] | None = None
+    sack: tuple[tuple[int, int], ...] = ()
+    position = 0
+    while position < len(data):
+        kind = data[position]
+        if kind == _END:
+            break
+        if kind == _NOP:
+            position += 1
+            continue
+        length = data[position + 1] if position + 1 < len(data) else 0
+        if length < 2 or position + length > len(data):
+            break
+        value = data[position + 2 : position + length]
+        if kind == _MSS and length == 4:
+            mss = int.from_bytes(value, "big")
+        elif kind == _WINDOW_SCALE and length == 3:
+            window_scale = min(value[0], 14)  # RFC 7323 section 2.3: a shift above 14 is used as 14
+        elif kind == _SACK_PERMITTED and length == 2:
+            sack_permitted = True
+        elif kind == _TIMESTAMPS and length == 10:
+            timestamps = _TIMESTAMP_PAIR.unpack(value)
+        elif kind == _SACK and length >= 10 and length % 8 == 2:
+            sack = tuple(_TIMESTAMP_PAIR.iter_unpack(value))[:4]
+        position += length
+    return TcpOptions(mss, window_scale, sack_permitted, timestamps, sack)
+
+
+def build_syn_options(
+    mss: int, *, window_scale: int | None, sack_permitted: bool, timestamps: tuple[int, int] | None
+) -> bytes:
+    """The options of a SYN or SYN-ACK, padded to a multiple of 4. None leaves an option out."""
+    parts = [b"\x02\x04" + mss.to_bytes(2, "big")]
+    if timestamps is not None:
+        # SACK-permitted takes the place of the two NOPs before time stamps, as Linux packs them.
+        lead = b"\x04\x02\x08\x0a" if sack_permitted else _TIMESTAMPS_LEAD
+        parts.append(_PADDED_TIMESTAMPS.pack(lead, *timestamps))
+    elif sack_permitted:
+        parts.append(b"\x01\x01\x04\x02")
+    if window_scale is not None:
+        parts.append(bytes((1, 3, 3, window_scale)))
+    return b"".join(parts)
+
+
+def build_timestamps(value: int, echo: int) -> bytes:
+    """The 12 bytes of a time stamps option with its two NOPs."""
+    return _PADDED_TIMESTAMPS.pack(_TIMESTAMPS_LEAD, value, echo)
+
+
+def build_sack(blocks: list[tuple[int, int]]) -> bytes:
+    """A SACK option with two NOPs before it; at most 4 blocks, 3 beside time stamps (RFC 2018 section 3)."""
+    return bytes((1, 1, _SACK, 2 + 8 * len(blocks))) + b"".join(_TIMESTAMP_PAIR.pack(*block) for block in blocks)
+
+
+class SegmentWriter:
+    """Makes the frames of one direction of one connection: everything that never changes is packed and summed once.
+
+    Packets carry DF and identification 0 (RFC 6864 section 4.1: an atomic datagram needs none).
+    """
+
+    __slots__ = ("_ends", "_ip_sum", "_middle", "_prefix", "_tcp_sum")
+
+    def __init__(
+        self,
+        *,
+        destination_mac: bytes,
+        source_mac: bytes,
+        source: bytes,
+        destination: bytes,
+        source_port: int,
+        destination_port: int,
+    ) -> None:
+        self._prefix = destination_mac + source_mac + IPV4 + b"\x45\x00"
+        self._middle = bytes((0, 0, 0x40, 0, DEFAULT_TTL, TCP))
+        self._ends = source + destination + source_port.to_bytes(2, "big") + destination_port.to_bytes(2, "big")
+        addresses = int.from_bytes(source, "big") + int.from_bytes(destination, "big")
+        self._ip_sum = 0x4500 + 0x4000 + (DEFAULT_TTL << 8 | TCP) + addresses
+        self._tcp_sum = addresses + TCP + source_port + destination_port
+
+    def frame(
+        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes = b"", payload: bytes = b""
+    ) -> bytes:
+        """One frame. `window` as it goes on the wire (already shifted); `options` a multiple of 4 bytes."""
+        length = HEADER + len(options) + len(payload)
+        offset_flags = (length - len(payload)) << 10 | flags
+        # A 32-bit number is congruent to the sum of its two halves: no need to split sequence numbers to sum them.
+        total = self._tcp_sum + length + sequence + acknowledgement + offset_flags + window
+        if options:
+            total += int.from_bytes(options, "big")
+        if payload:
+            body = int.from_bytes(payload, "big")
+            total += body << 8 if length & 1 else body
+        headers = _FRAME_HEADERS.pack(
+            self._prefix,
+            length + 20,
+            self._middle,
+            fold(self._ip_sum + length + 20),
+            self._ends,
+            sequence,
+            acknowledgement,
+            offset_flags,
+            window,
+            fold(total),
+            0,
+        )
+        return b"%b%b%b" % (headers, options, payload) if options else headers + payload
