@@ -1,0 +1,55 @@
+# Everything people and .ci/run call. Each target makes the virtual environment it needs; a second run is quick, because the
+# stamp file is newer than pyproject.toml.
+#   make demo | test | lint | bench | format | host-packages | clean
+#   PYTHON=python3.13 VENV=.venv-3.13 make test     another Python, in an environment of its own
+#   make test REQUIRE_GUEST=1                       a guest test that cannot run here is a failure, not a skip
+#   make test PYTEST_ARGS="-m 'not guest' -x"       anything else pytest understands
+
+PYTHON ?= python3
+VENV ?= .venv
+REQUIRE_GUEST ?=
+PYTEST_ARGS ?=
+
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench format host-packages venv clean
+
+help:
+	@sed -n '2,6s/^# \{0,1\}//p' Makefile
+
+demo: $(STAMP)
+	$(BIN)/netstack demo
+
+test: host-packages $(STAMP)
+	$(BIN)/python -m pytest --cov --cov-report=term $(if $(REQUIRE_GUEST),--require-guest) $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: host-packages $(STAMP)
+	$(BIN)/python -m bench
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# As root: installs the Debian packages that real-guest tests need and that are missing. Otherwise: says which tests will be skipped.
+host-packages:
+	@bash .ci/debian-packages guest
+
+venv: $(STAMP)
+
+# --group needs pip 25.1; Debian's Python brings 23.
+$(STAMP): pyproject.toml
+	@bash .ci/debian-packages venv "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage dist build
