@@ -1,1 +1,15 @@
-"""netstack: a userspace network stack behind a VM's network card."""
+"""netstack: a userspace network stack behind a VM's network card.
+
+Ethernet frames of a guest come in, ordinary host sockets go out, and the answers come back. From the floor up:
+
+- `netstack.wire` turns bytes into values and values into bytes, one file per protocol, without state.
+- `netstack.engine` is the machine: TCP, NAT, DHCP, DNS zones. It is given bytes and the time, and gives frames,
+  effects and the next deadline; it opens no socket and reads no clock, so the same inputs give the same bytes.
+- `netstack.gateway` is the host side in trio: it moves frames and bytes, carries out effects, arms one timer.
+- `guest_iface` (a package of its own) is how a guest attaches: unix datagrams, streams, TAP devices.
+- `netstack.config` is what all of it is told; `netstack.cli` is the command.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0.dev0"

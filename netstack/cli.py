@@ -1,0 +1,299 @@
+"""The `netstack` command: options in, one line on standard error and a non-zero status when something fails.
+
+Only click is imported here; what a command needs it imports when it runs, so that `--help` and completion stay quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from netstack import __version__
+
+if TYPE_CHECKING:
+    from netstack.config import LinkSpec, RunConfig
+
+COMPLETION_VARIABLE: Final = "_NETSTACK_COMPLETE"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+Command = Callable[..., Any]
+
+_LINK_OPTIONS: Final = (
+    click.option(
+        "--listen-vfkit",
+        "vfkit",
+        multiple=True,
+        metavar="unixgram://PATH",
+        help="Datagram socket for vfkit, libkrun, QEMU -netdev dgram.",
+    ),
+    click.option(
+        "--listen-qemu",
+        "qemu",
+        multiple=True,
+        metavar="unix://PATH|tcp://HOST:PORT",
+        help="Stream socket for QEMU -netdev stream, libkrun.",
+    ),
+    click.option(
+        "--listen-bess",
+        "bess",
+        multiple=True,
+        metavar="unixpacket://PATH",
+        help="Sequenced-packet socket (BESS, User Mode Linux).",
+    ),
+    click.option(
+        "--listen-vpnkit",
+        "vpnkit",
+        multiple=True,
+        metavar="unix://PATH|tcp://HOST:PORT",
+        help="Stream socket with vpnkit's handshake (HyperKit).",
+    ),
+    click.option(
+        "--listen-stdio",
+        "stdio",
+        is_flag=False,
+        flag_value="accept",
+        metavar="[accept]",
+        help="The guest is on standard input and output.",
+    ),
+    click.option(
+        "--fd", "fds", multiple=True, type=int, metavar="N", help="An inherited socket; its type decides the framing."
+    ),
+    click.option("--tap", "taps", multiple=True, metavar="NAME", help="A TAP device, created if it is not there."),
+    click.option("--netns", metavar="NAME|PID|PATH", help="Network namespace of the TAP."),
+)
+
+_NETWORK_OPTIONS: Final = (
+    click.option(
+        "--mtu",
+        type=int,
+        default=1500,
+        show_default=True,
+        metavar="BYTES",
+        help="Largest IP packet on the guest's link.",
+    ),
+    click.option(
+        "--subnet", default="192.168.127.0/24", show_default=True, metavar="CIDR", help="The guest's network."
+    ),
+    click.option("--gateway-ip", metavar="IP", help="Ours: router, DNS, DHCP.  [default: the subnet's first]"),
+    click.option("--device-ip", metavar="IP", help="The guest's.  [default: the subnet's second]"),
+    click.option("--host-ip", metavar="IP", help="Stands for this machine.  [default: the subnet's last]"),
+    click.option(
+        "--dns-upstream",
+        "dns_upstreams",
+        multiple=True,
+        metavar="IP[:PORT]",
+        help="Resolver to ask, in this order.  [default: those of /etc/resolv.conf]",
+    ),
+    click.option(
+        "--nat",
+        multiple=True,
+        metavar="IP=IP",
+        help="What the guest dials = what we dial.  [default: host IP=127.0.0.1]",
+    ),
+    click.option(
+        "--zone",
+        "zones",
+        multiple=True,
+        metavar="NAME:WHAT=IP,...",
+        help="DNS zone answered here. WHAT: a name, @, *, /REGEXP/.  [default: containers.internal, docker.internal]",
+    ),
+    click.option(
+        "--static-lease",
+        "static_leases",
+        multiple=True,
+        metavar="MAC=IP",
+        help="DHCP address of this guest.  [default: 5a:94:ef:e4:0c:ee=device IP]",
+    ),
+    click.option(
+        "--udp-timeout",
+        type=float,
+        default=180.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Idle time after which an answered UDP flow is forgotten.",
+    ),
+    click.option(
+        "--udp-unreplied-timeout",
+        type=float,
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="The same for one that was never answered.",
+    ),
+    click.option("--metadata-access", is_flag=True, help="Let the guest reach 169.254.0.0/16 (cloud metadata)."),
+)
+
+_REPORT_OPTIONS: Final = (
+    click.option(
+        "--capture", type=click.Path(path_type=Path), metavar="FILE", help="Write every frame to a pcapng file."
+    ),
+    click.option("--events", metavar="FILE|-", help="Write leases, DNS queries, flows and drops as JSON lines."),
+    click.option(
+        "--log-level",
+        type=click.Choice(LOG_LEVELS),
+        default="info",
+        show_default=True,
+        help="How much to say on standard error.",
+    ),
+)
+
+
+def _with(*groups: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """Put groups of options on a command, in the order they are listed."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _configuration(
+    links: tuple[LinkSpec, ...],
+    *,
+    dns_upstreams: Sequence[str],
+    capture: Path | None,
+    events: str | None,
+    log_level: str,
+    ready_fd: int | None = None,
+    **network: Any,
+) -> RunConfig:
+    """The one configuration out of the options' values. Raises ConfigError."""
+    from netstack import config
+
+    if events == "-" and config.StdioLink() in links:
+        raise config.ConfigError("--events", events, "a file: standard output carries the guest's frames")
+    try:
+        resolv_conf = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        resolv_conf = ""
+    return config.RunConfig(
+        network=config.network_settings(search=config.search_domains(resolv_conf), **network),
+        links=links,
+        dns_upstreams=tuple(config.parse_dns_upstream(text, "--dns-upstream") for text in dns_upstreams),
+        capture=capture,
+        events="-" if events == "-" else Path(events) if events else None,
+        ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
+        log_level=log_level,
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, message="netstack %(version)s")
+def cli() -> None:
+    """A userspace network stack for virtual machines: Ethernet frames in, host sockets out."""
+
+
+@cli.command()
+@_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _REPORT_OPTIONS)
+@click.option("--ready-fd", type=int, metavar="N", help="Write a line to this descriptor once guests can attach.")
+def run(
+    *,
+    vfkit: Sequence[str],
+    qemu: Sequence[str],
+    bess: Sequence[str],
+    vpnkit: Sequence[str],
+    stdio: str | None,
+    fds: Sequence[int],
+    taps: Sequence[str],
+    netns: str | None,
+    **options: Any,
+) -> int:
+    """Give guests a network: one gateway, and as many links as there are link options.
+
+    Runs until SIGTERM or SIGINT. A guest that leaves a listening socket may come back; the end of an inherited
+    socket, of standard input or of a TAP ends the program.
+    """
+    from netstack.config import link_specs
+
+    links = link_specs(vfkit=vfkit, qemu=qemu, bess=bess, vpnkit=vpnkit, stdio=stdio, fds=fds, taps=taps, netns=netns)
+    config = _configuration(links, **options)
+    from netstack.gateway.run_command import run_gateway
+
+    run_gateway(config)
+    return 0
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@_with(_NETWORK_OPTIONS, _REPORT_OPTIONS)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def guest(*, command: Sequence[str], **options: Any) -> int:
+    """Run COMMAND in a fresh network namespace whose only way out is this stack.
+
+    Needs no root where the kernel allows user namespaces. The exit status is COMMAND's, 128+N if signal N ended it.
+    """
+    from netstack.config import TapLink
+
+    config = _configuration((TapLink("eth0"),), **options)
+    from netstack.gateway.guest_command import run_guest
+
+    return run_guest(config, command)
+
+
+@cli.command()
+@click.option(
+    "--capture",
+    type=click.Path(path_type=Path),
+    default=Path("netstack-demo.pcapng"),
+    show_default=True,
+    metavar="FILE",
+    help="Where the frames of the demonstration go.",
+)
+def demo(*, capture: Path) -> int:
+    """Show the stack at work on this machine: lease, names, HTTP, HTTPS, ping, a refused port. No Internet needed."""
+    from netstack.gateway.demo import run_demo
+
+    return run_demo(capture)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def doctor(*, as_json: bool) -> int:
+    """Say what this host allows and what to do about the rest. Status 0 if `netstack run` has what it needs."""
+    from netstack.gateway.doctor import run_doctor
+
+    return run_doctor(as_json=as_json)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(*, shell: str) -> int:
+    """Print the completion script of a shell, as in: eval "$(netstack completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    if made is None:
+        raise click.ClickException(f"click knows no completion for {shell}")
+    click.echo(made(cli, {}, "netstack", COMPLETION_VARIABLE).source())
+    return 0
+
+
+def _fail(message: str, status: int, context: click.Context | None = None) -> NoReturn:
+    name = context.command_path if context else "netstack"
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0, the command's own status, 1 for a failure, 2 for options that make no sense."""
+    from netstack.config import ConfigError
+
+    try:
+        status = cli.main(args=arguments, prog_name="netstack", complete_var=COMPLETION_VARIABLE, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "netstack"
+        _fail(f"{error.format_message()} ({path} --help lists what there is)", 2, error.ctx)
+    except click.ClickException as error:
+        _fail(error.format_message(), 1)
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except click.Abort:
+        _fail("interrupted", 130)
+    sys.exit(status if isinstance(status, int) else 0)

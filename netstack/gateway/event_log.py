@@ -1,0 +1,163 @@
+"""Engine events as JSON lines, for people with `jq` and for programs: one object a line, to a file or standard output.
+
+`write` only appends to a bounded queue. A task turns what is queued into text and writes it from a worker thread, so a
+slow disk or a reader that stands still never holds up a frame. Events that found no room, or that the file system would
+not take, are counted, and the count is written as a line of its own (`events_lost`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+import trio
+
+from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FrameDropped, LeaseEvent
+
+log = logging.getLogger(__name__)
+
+QUEUE_EVENTS: Final = 16_384
+"""Events that wait for the writer; further ones are counted as lost."""
+CLOSE_SECONDS: Final = 1.0
+"""How long the end of the program waits for what is still queued."""
+
+_NAMES: Final = {
+    LeaseEvent: "lease",
+    DnsEvent: "dns",
+    FlowOpened: "flow_opened",
+    FlowClosed: "flow_closed",
+    FrameDropped: "frame_dropped",
+}
+
+
+class EventLogError(Exception):
+    """The events cannot be written; the message names the file and why."""
+
+
+def _mac(mac: bytes) -> str:
+    return mac.hex(":")
+
+
+def _endpoint(endpoint: tuple[bytes, int]) -> str:
+    address, port = endpoint
+    return f"{socket.inet_ntoa(address)}:{port}"
+
+
+def _iso(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def event_fields(event: Event) -> dict[str, object]:
+    """An event in plain words: addresses dotted, endpoints `address:port`, MACs with colons, strings as they came."""
+    fields: dict[str, object] = {"event": _NAMES[type(event)]}
+    match event:
+        case LeaseEvent():
+            fields |= event._asdict() | {"mac": _mac(event.mac), "address": socket.inet_ntoa(event.address)}
+        case DnsEvent():
+            fields |= event._asdict() | {"guest": socket.inet_ntoa(event.guest), "seconds": round(event.seconds, 6)}
+        case FlowOpened() | FlowClosed():
+            fields |= event._asdict()
+            for name in ("guest", "destination", "dialled"):
+                fields[name] = _endpoint(getattr(event, name))
+            if isinstance(event, FlowClosed):
+                fields["seconds"] = round(event.seconds, 6)
+        case FrameDropped():
+            fields |= event._asdict()
+    return fields
+
+
+def event_line(event: Event, when: float) -> str:
+    """One line of the log. `when` is in seconds since 1970; control and non-ASCII characters come out as \\uXXXX."""
+    return json.dumps({"time": _iso(when), **event_fields(event)}, ensure_ascii=True, separators=(",", ":")) + "\n"
+
+
+class EventLog:
+    """Writes events to `target` (a file that is appended to, or "-") for as long as `run` is running."""
+
+    def __init__(self, target: Path | Literal["-"], *, clock: Callable[[], float] = time.time) -> None:
+        """Open the file. Raises EventLogError."""
+        self._target = target
+        self._clock = clock
+        self._queue: deque[tuple[float, Event]] = deque()
+        self._lost = 0
+        self._woken = trio.Event()
+        self._reopen = False
+        self._failing = False
+        self._file = self._open()
+
+    def _open(self) -> int:
+        if self._target == "-":
+            return os.dup(1)
+        try:
+            return os.open(self._target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EventLogError(f"--events {self._target}: {error.strerror}") from error
+
+    def write(self, event: Event) -> None:
+        """Queue an event, stamped with the time now. Never waits, never raises."""
+        if len(self._queue) >= QUEUE_EVENTS:
+            self._lost += 1
+            return
+        self._queue.append((self._clock(), event))
+        self._woken.set()
+
+    def reopen(self) -> None:
+        """Open the file again by its name before the next line: what log rotation asks for after renaming it."""
+        self._reopen = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Write until cancelled; then what is still queued, for at most CLOSE_SECONDS.
+
+        A file that cannot be written or opened again is a warning and lost events: the guest keeps its network.
+        """
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken = trio.Event()
+                await self._flush()
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._flush()
+            os.close(self._file)
+
+    async def _flush(self) -> None:
+        if self._reopen:
+            self._reopen = False
+            try:
+                fresh = self._open()
+            except EventLogError as error:
+                log.warning("%s; writing on to the file opened before", error)
+            else:
+                os.close(self._file)
+                self._file = fresh
+        while self._queue:
+            events, self._queue = self._queue, deque()
+            lost, self._lost = self._lost, 0
+            self._lost += await trio.to_thread.run_sync(self._write_out, events, lost, abandon_on_cancel=True)
+
+    def _write_out(self, events: deque[tuple[float, Event]], lost: int) -> int:
+        """Write the lines, from a worker thread. Returns how many events were lost."""
+        lines = [event_line(event, when) for when, event in events]
+        if lost:
+            note = {"time": _iso(self._clock()), "event": "events_lost", "lost": lost}
+            lines.append(json.dumps(note, separators=(",", ":")) + "\n")
+        data = memoryview("".join(lines).encode("ascii"))
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            if not self._failing:
+                log.warning("--events %s: %s; events are lost", self._target, error.strerror)
+            self._failing = True
+            return lost + len(events)
+        self._failing = False
+        return 0
