@@ -424,7 +424,7 @@ def _static_leases(entries: Iterable[str], settings: NetworkSettings) -> dict[by
 
 def network_settings(
     *,
-    subnet: str | None = None,
+    subnet: str = DEFAULT_SUBNET,
     gateway_ip: str | None = None,
     device_ip: str | None = None,
     host_ip: str | None = None,
@@ -444,7 +444,7 @@ def network_settings(
     which gives way when its MAC or its address is named. NAT entries for addresses of the subnet become virtual IPs of
     the gateway.
     """
-    network = parse_subnet(subnet or DEFAULT_SUBNET, "--subnet")
+    network = parse_subnet(subnet, "--subnet")
     taken: dict[bytes, str] = {}
     gateway = _own_address(network, gateway_ip, default=1, key="--gateway-ip", role="gateway", taken=taken)
     device = _own_address(network, device_ip, default=2, key="--device-ip", role="guest", taken=taken)
