@@ -55,7 +55,7 @@ _COOKIE: Final = b"\x63\x82\x53\x63"
 
 
 class DhcpMessage(NamedTuple):
-    """One message. `chaddr` is as long as the hardware address in it; `options` maps code to value, split ones joined."""
+    """One message. `chaddr` is cut to the hardware address length; `options` maps code to value, split ones joined."""
 
     op: int
     xid: bytes

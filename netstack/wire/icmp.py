@@ -39,7 +39,7 @@ REASSEMBLY_EXPIRED: Final = 1
 MAX_ERROR: Final = 576
 """The largest packet that carries an error, its IP header included (RFC 1812 section 4.3.2.3)."""
 MIN_QUOTED_PAYLOAD: Final = 8
-"""What an error quotes at least beyond the IP header (RFC 792): ports and a TCP sequence number, or an echo's identity."""
+"""What an error quotes at least beyond the IP header (RFC 792): enough for ports, and a sequence number."""
 
 _ECHO = Struct("!BBHHH")
 _ERROR = Struct("!BBHBBH")
@@ -96,7 +96,10 @@ class IcmpError(NamedTuple):
 
 
 def parse(message: bytes | memoryview, *, verify_checksum: bool) -> Echo | IcmpError | str:
-    """Read an IP payload. Returns a reason word instead: `icmp-type` for messages no gateway acts on, others for faults."""
+    """Read an IP payload.
+
+    Returns a reason word instead for what is malformed, and `icmp-type` for messages no gateway acts on.
+    """
     if len(message) < HEADER:
         return "icmp-truncated"
     if verify_checksum and checksum(message):
