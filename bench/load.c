@@ -1,0 +1,374 @@
+/* The clients that measure, against the services of serve.c. Each ends by itself within its seconds plus GRACE and prints
+ * one JSON object.
+ *
+ *   load tcp-send ADDRESS SECONDS FLOWS COUNTER  bytes the server's application has received, by its own count
+ *   load tcp-recv ADDRESS SECONDS FLOWS          bytes read from a server that never stops
+ *   load rr ADDRESS SECONDS                      request and response on one connection, one at a time
+ *   load crr ADDRESS SECONDS CLIENTS             connect, request, response, close; CLIENTS at a time
+ *   load udp-rr ADDRESS SECONDS                  one datagram each way at a time
+ *   load udp-new-flow ADDRESS SECONDS LIMIT      the same, each from a new port; at most LIMIT
+ *   load dns ADDRESS SECONDS IN_FLIGHT NAME      A questions; NAME "-" asks a new name each time
+ *   load idle ADDRESS COUNT                      COUNT connections, one echo each; prints "open", holds them until a line comes,
+ *                                                closes them, prints "closed", waits for the end of standard input
+ *   load first-echo ADDRESS SECONDS              tries until one TCP echo came back
+ *
+ * Times are of CLOCK_MONOTONIC, latencies in microseconds. An operation with no answer is an error after ANSWER_SECONDS.
+ */
+#include "net.h"
+
+#include <time.h>
+
+enum {
+    MAX_SAMPLES = 1 << 22,
+    GRACE = 20, /* seconds after the end of a client's time until it is killed */
+};
+static const double ANSWER_SECONDS = 5.0, UDP_ANSWER_SECONDS = 1.0;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void receive_timeout(int fd, double seconds) {
+    struct timeval limit = {.tv_sec = (time_t)seconds, .tv_usec = (suseconds_t)((seconds - (double)(time_t)seconds) * 1e6)};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
+/* ---- samples ---- */
+
+static float *samples;
+static uint64_t operations, errors;
+
+static void record(double seconds) {
+    samples[operations++ % MAX_SAMPLES] = (float)(seconds * 1e6);
+}
+
+static int by_value(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static void print_operations(double seconds) {
+    size_t count = operations < MAX_SAMPLES ? operations : MAX_SAMPLES;
+    qsort(samples, count, sizeof *samples, by_value);
+    printf("{\"operations\": %llu, \"errors\": %llu, \"seconds\": %.6f", (unsigned long long)operations,
+           (unsigned long long)errors, seconds);
+    if (count)
+        printf(", \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f", samples[count / 2], samples[count * 99 / 100],
+               samples[count - 1]);
+    puts("}");
+}
+
+/* ---- measurements ---- */
+
+static int connect_blocking(struct sockaddr_in address, double seconds) {
+    int fd = make_socket(SOCK_STREAM, 0);
+    receive_timeout(fd, seconds);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
+    return fd;
+}
+
+static void print_bytes(uint64_t bytes, double seconds) {
+    printf("{\"bytes\": %llu, \"errors\": %llu, \"seconds\": %.6f}\n", (unsigned long long)bytes, (unsigned long long)errors,
+           seconds);
+}
+
+/* No word to the other side that there is no more: what is still on its way is thrown away with a reset. */
+static void drop(int fd) {
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &(struct linger){.l_onoff = 1}, sizeof(struct linger));
+    close(fd);
+}
+
+/* Bytes that reached the server's application by the end of the time; what is in buffers on the way does not count. */
+static void tcp_send(struct sockaddr_in address, double seconds, int flows, const char *counter_path) {
+    _Atomic uint64_t *counter = map_counter(counter_path);
+    int poller = epoll_create1(EPOLL_CLOEXEC);
+    int *fds = calloc((size_t)flows, sizeof *fds);
+    const uint64_t before = atomic_load(counter);
+    const double start = now();
+    for (int i = 0; i < flows; i++) {
+        fds[i] = connect_blocking(address, ANSWER_SECONDS);
+        fcntl(fds[i], F_SETFL, O_NONBLOCK);
+        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLOUT);
+    }
+    while (now() < start + seconds) {
+        struct epoll_event ready[EVENTS];
+        int count = epoll_wait(poller, ready, EVENTS, 20);
+        for (int i = 0; i < count; i++) {
+            int fd = ready[i].data.fd;
+            if (send(fd, chunk, sizeof chunk, MSG_NOSIGNAL) >= 0 || errno == EAGAIN) continue;
+            errors++;
+            watch(poller, EPOLL_CTL_DEL, fd, 0);
+        }
+    }
+    print_bytes(atomic_load(counter) - before, now() - start);
+    for (int i = 0; i < flows; i++) drop(fds[i]);
+}
+
+static void tcp_recv(struct sockaddr_in address, double seconds, int flows) {
+    int poller = epoll_create1(EPOLL_CLOEXEC);
+    int *fds = calloc((size_t)flows, sizeof *fds);
+    const double start = now();
+    for (int i = 0; i < flows; i++) {
+        fds[i] = connect_blocking(address, ANSWER_SECONDS);
+        fcntl(fds[i], F_SETFL, O_NONBLOCK);
+        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLIN);
+    }
+    uint64_t bytes = 0;
+    while (now() < start + seconds) {
+        struct epoll_event ready[EVENTS];
+        int count = epoll_wait(poller, ready, EVENTS, 20);
+        for (int i = 0; i < count; i++) {
+            ssize_t length = recv(ready[i].data.fd, chunk, sizeof chunk, 0);
+            if (length > 0) bytes += (uint64_t)length;
+            if (length > 0 || (length < 0 && errno == EAGAIN)) continue;
+            errors++;
+            watch(poller, EPOLL_CTL_DEL, ready[i].data.fd, 0);
+        }
+    }
+    print_bytes(bytes, now() - start);
+    for (int i = 0; i < flows; i++) drop(fds[i]);
+}
+
+static int echo_once(int fd) {
+    size_t got = 0;
+    if (send(fd, chunk, MESSAGE, MSG_NOSIGNAL) != MESSAGE) return 0;
+    while (got < MESSAGE) {
+        ssize_t count = recv(fd, chunk, MESSAGE, 0);
+        if (count <= 0) return 0;
+        got += (size_t)count;
+    }
+    return 1;
+}
+
+static void request_response(struct sockaddr_in address, double seconds) {
+    int fd = connect_blocking(address, ANSWER_SECONDS);
+    const double start = now();
+    for (double at = start; at < start + seconds;) {
+        if (!echo_once(fd)) die("echo");
+        double done = now();
+        record(done - at);
+        at = done;
+    }
+    print_operations(now() - start);
+}
+
+struct attempt {
+    double started;
+    size_t got;
+    int sent;
+};
+static struct attempt attempts[MAX_DESCRIPTORS];
+
+static int begin_attempt(int poller, struct sockaddr_in address) {
+    int fd = make_socket(SOCK_STREAM, SOCK_NONBLOCK);
+    attempts[fd] = (struct attempt){.started = now()};
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) die("connect");
+    watch(poller, EPOLL_CTL_ADD, fd, EPOLLOUT);
+    return fd;
+}
+
+/* 1 when the response is whole, 0 when there is more to come, -1 when it failed. */
+static int continue_attempt(int poller, int fd) {
+    struct attempt *attempt = &attempts[fd];
+    if (!attempt->sent) {
+        if (send(fd, chunk, MESSAGE, MSG_NOSIGNAL) != MESSAGE) return -1;
+        attempt->sent = 1;
+        watch(poller, EPOLL_CTL_MOD, fd, EPOLLIN);
+        return 0;
+    }
+    ssize_t count = recv(fd, chunk, MESSAGE, 0);
+    if (count <= 0) return count < 0 && errno == EAGAIN ? 0 : -1;
+    attempt->got += (size_t)count;
+    return attempt->got >= MESSAGE;
+}
+
+static void connect_request_response(struct sockaddr_in address, double seconds, int clients) {
+    int poller = epoll_create1(EPOLL_CLOEXEC);
+    int *fds = calloc((size_t)clients, sizeof *fds), *slot_of = calloc(MAX_DESCRIPTORS, sizeof *slot_of);
+    const double start = now();
+    for (int i = 0; i < clients; i++) slot_of[fds[i] = begin_attempt(poller, address)] = i;
+    double checked = start;
+    while (now() < start + seconds) {
+        struct epoll_event ready[EVENTS];
+        int count = epoll_wait(poller, ready, EVENTS, 100);
+        for (int i = 0; i < count; i++) {
+            int fd = ready[i].data.fd, slot = slot_of[fd], outcome = continue_attempt(poller, fd);
+            if (!outcome) continue;
+            close(fd);
+            if (outcome > 0)
+                record(now() - attempts[fd].started);
+            else
+                errors++;
+            slot_of[fds[slot] = begin_attempt(poller, address)] = slot;
+        }
+        if (now() < checked + 0.5) continue;
+        checked = now();
+        for (int slot = 0; slot < clients; slot++) {
+            if (checked - attempts[fds[slot]].started < ANSWER_SECONDS) continue;
+            errors++;
+            close(fds[slot]);
+            slot_of[fds[slot] = begin_attempt(poller, address)] = slot;
+        }
+    }
+    print_operations(now() - start);
+}
+
+static void udp_request_response(struct sockaddr_in address, double seconds, uint64_t new_flows) {
+    const double start = now();
+    int fd = -1;
+    while (now() < start + seconds && (!new_flows || operations + errors < new_flows)) {
+        const double at = now();
+        if (fd < 0) {
+            fd = make_socket(SOCK_DGRAM, 0);
+            receive_timeout(fd, UDP_ANSWER_SECONDS);
+            if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
+        }
+        uint64_t number = operations + errors, answer;
+        ssize_t count = -1;
+        memcpy(chunk, &number, sizeof number);
+        if (send(fd, chunk, MESSAGE, 0) == MESSAGE) do {
+                count = recv(fd, chunk, sizeof chunk, 0);
+                memcpy(&answer, chunk, sizeof answer);
+            } while (count == MESSAGE && answer != number); /* the late answer of one that was given up */
+        if (count == MESSAGE)
+            record(now() - at);
+        else
+            errors++;
+        if (new_flows) {
+            close(fd);
+            fd = -1;
+        }
+    }
+    print_operations(now() - start);
+}
+
+static size_t dns_query(uint8_t *message, int id, const char *name, uint64_t serial) {
+    uint8_t *at = message + 12;
+    char unique[64];
+    memset(message, 0, 12);
+    message[0] = (uint8_t)(id >> 8);
+    message[1] = (uint8_t)id;
+    message[2] = 1; /* RD */
+    message[5] = 1;
+    if (!strcmp(name, "-")) {
+        snprintf(unique, sizeof unique, "q%llu-%d.bench.test", (unsigned long long)serial, (int)getpid());
+        name = unique;
+    }
+    while (*name) {
+        size_t label = strcspn(name, ".");
+        *at++ = (uint8_t)label;
+        memcpy(at, name, label);
+        at += label;
+        name += label + (name[label] == '.');
+    }
+    memcpy(at, "\0\0\1\0\1", 5); /* the root, type A, class IN */
+    return (size_t)(at + 5 - message);
+}
+
+/* The id says which of the questions in flight an answer is for; each use of a place takes a new id. */
+static void dns(struct sockaddr_in address, double seconds, int in_flight, const char *name) {
+    double *started = calloc((size_t)in_flight, sizeof *started);
+    int *ids = calloc((size_t)in_flight, sizeof *ids);
+    int fd = make_socket(SOCK_DGRAM, SOCK_NONBLOCK), next_id = 0;
+    uint64_t serial = 0;
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
+    const double start = now();
+    double checked = start;
+    for (int i = 0; i < in_flight; i++) ids[i] = -1;
+    for (;;) {
+        const double at = now();
+        if (at >= start + seconds) break;
+        const int overdue = at >= checked + 0.1;
+        if (overdue) checked = at;
+        for (int i = 0; i < in_flight; i++) {
+            if (ids[i] >= 0 && overdue && at - started[i] > UDP_ANSWER_SECONDS) {
+                errors++;
+                ids[i] = -1;
+            }
+            if (ids[i] >= 0) continue;
+            uint8_t query[300];
+            /* Places are 1024 ids wide at most, so that an id names its place. */
+            ids[i] = (next_id++ % (65536 / in_flight)) * in_flight + i;
+            size_t length = dns_query(query, ids[i], name, serial++);
+            started[i] = now();
+            if (send(fd, query, length, 0) < 0) ids[i] = -1, errors++;
+        }
+        struct pollfd ready = {.fd = fd, .events = POLLIN};
+        if (poll(&ready, 1, 100) <= 0) continue;
+        for (;;) {
+            ssize_t count = recv(fd, chunk, sizeof chunk, 0);
+            if (count < 12) break;
+            int id = chunk[0] << 8 | chunk[1], place = id % in_flight;
+            if (ids[place] != id) continue; /* given up before */
+            ids[place] = -1;
+            if ((chunk[3] & 15) == 0 && chunk[7] == 1)
+                record(now() - started[place]);
+            else
+                errors++;
+        }
+    }
+    print_operations(now() - start);
+}
+
+static void idle(struct sockaddr_in address, int count) {
+    int *fds = calloc((size_t)count, sizeof *fds);
+    for (int i = 0; i < count; i++) {
+        fds[i] = connect_blocking(address, ANSWER_SECONDS);
+        if (!echo_once(fds[i])) die("echo");
+    }
+    puts("open");
+    if (read(0, chunk, 1) <= 0) return;
+    for (int i = 0; i < count; i++) close(fds[i]);
+    puts("closed");
+    while (read(0, chunk, sizeof chunk) > 0) {}
+}
+
+static void first_echo(struct sockaddr_in address, double seconds) {
+    const double start = now();
+    while (now() < start + seconds) {
+        int fd = make_socket(SOCK_STREAM, 0), reached;
+        /* Shorter than the kernel's one second between SYNs, long enough for a slow stack's first connection. */
+        receive_timeout(fd, 0.25);
+        reached = connect(fd, (struct sockaddr *)&address, sizeof address) == 0 && echo_once(fd);
+        close(fd);
+        if (reached) {
+            printf("{\"seconds\": %.6f}\n", now() - start);
+            return;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 500 * 1000}, NULL);
+    }
+    errno = ETIMEDOUT;
+    die("first echo");
+}
+
+int main(int argc, char **argv) {
+    if (argc < 3) {
+        fprintf(stderr, "usage: load COMMAND ADDRESS ...\n");
+        return 2;
+    }
+    const char *command = argv[1], *address = argv[2];
+    const double seconds = argc > 3 ? atof(argv[3]) : 0;
+    const int number = argc > 4 ? atoi(argv[4]) : 1;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (number < 1) return 2;
+    samples = malloc(MAX_SAMPLES * sizeof *samples);
+    if (!strcmp(command, "idle")) {
+        idle(address_of(address, ECHO_PORT), atoi(argv[3]));
+        return 0;
+    }
+    alarm((unsigned)seconds + GRACE);
+    if (!strcmp(command, "tcp-send") && argc > 5) tcp_send(address_of(address, SINK_PORT), seconds, number, argv[5]);
+    else if (!strcmp(command, "tcp-recv")) tcp_recv(address_of(address, SOURCE_PORT), seconds, number);
+    else if (!strcmp(command, "rr")) request_response(address_of(address, ECHO_PORT), seconds);
+    else if (!strcmp(command, "crr")) connect_request_response(address_of(address, ECHO_PORT), seconds, number);
+    else if (!strcmp(command, "udp-rr")) udp_request_response(address_of(address, ECHO_PORT), seconds, 0);
+    else if (!strcmp(command, "udp-new-flow")) udp_request_response(address_of(address, ECHO_PORT), seconds, (uint64_t)number);
+    else if (!strcmp(command, "dns") && argc > 5) dns(address_of(address, DNS_PORT), seconds, number, argv[5]);
+    else if (!strcmp(command, "first-echo")) first_echo(address_of(address, ECHO_PORT), seconds);
+    else return 2;
+    return 0;
+}

@@ -1,0 +1,79 @@
+/* What the services (serve.c) and the clients (load.c) of the benchmark share: ports, sizes, sockets. */
+#ifndef BENCH_NET_H
+#define BENCH_NET_H
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    SINK_PORT = 7001,
+    SOURCE_PORT = 7002,
+    ECHO_PORT = 7003, /* TCP and UDP */
+    DNS_PORT = 53,
+    MESSAGE = 64, /* bytes of a request and of its response */
+    CHUNK = 256 << 10,
+    EVENTS = 256,
+    MAX_DESCRIPTORS = 65536,
+};
+
+static uint8_t chunk[CHUNK];
+
+static void die(const char *what) {
+    fprintf(stderr, "%s: %s: %s\n", program_invocation_short_name, what, strerror(errno));
+    exit(1);
+}
+
+static struct sockaddr_in address_of(const char *text, int port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    if (inet_pton(AF_INET, text, &address.sin_addr) != 1) {
+        errno = EINVAL;
+        die(text);
+    }
+    return address;
+}
+
+static int make_socket(int type, int flags) {
+    int fd = socket(AF_INET, type | SOCK_CLOEXEC | flags, 0);
+    if (fd < 0) die("socket");
+    if (fd >= MAX_DESCRIPTORS) {
+        errno = EMFILE;
+        die("socket");
+    }
+    if (type == SOCK_STREAM) {
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+        /* The same everywhere, whatever this machine's default is; accepted connections take it from their listener. */
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", strlen("cubic"));
+    }
+    return fd;
+}
+
+static void watch(int poller, int operation, int fd, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.fd = fd};
+    if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl");
+}
+
+/* The bytes the sink has received so far: shared between the service and the client, past the network under test. */
+static _Atomic uint64_t *map_counter(const char *path) {
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, sizeof(uint64_t)) < 0) die(path);
+    void *mapped = mmap(NULL, sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (mapped == MAP_FAILED) die(path);
+    close(fd);
+    return mapped;
+}
+
+#endif

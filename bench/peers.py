@@ -1,0 +1,216 @@
+"""The stacks that are measured, and how each is put between the guest and the host.
+
+The guest's address is set by the benchmark, never by DHCP, so that start-up measures the stack and not a DHCP client.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.lab import HOST_ADDRESS, ROOT, START_SECONDS, BenchError, Session, ip, run
+
+GUEST: Final = "192.168.127.2"
+GATEWAY: Final = "192.168.127.1"
+SLIRP_GUEST, SLIRP_GATEWAY, SLIRP_DNS = "10.0.2.100", "10.0.2.2", "10.0.2.3"
+PASST_GUEST, PASST_GATEWAY, PASST_DNS = "10.0.3.15", "10.0.3.2", "10.0.3.3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One stack on one kind of link."""
+
+    name: str
+    link: str
+    start: Callable[[Session], None]
+    """Puts it between the namespaces of an entered session; returns when the guest is connected and configured."""
+    version: Callable[[], str]
+    """Its version in one line. Raises BenchError, with the reason, when it is not on this machine."""
+    zone_server: str | None = None
+    """Address of the resolver that answers names of the stack's own; None when there is none."""
+    forwarding_server: str | None = None
+    """Address of the resolver that asks the host's."""
+    has_process: bool = True
+    """Whether there is a process whose CPU time, memory and start-up can be measured."""
+
+
+def _start_netstack(session: Session, *options: str) -> None:
+    session.start_backend_with_ready_fd(
+        sys.executable, "-m", "netstack", "run", "--mtu", str(session.mtu), "--ready-fd", "{fd}",
+        "--dns-upstream", f"{HOST_ADDRESS}:53", *options,
+    )  # fmt: skip
+
+
+def _netstack_unixgram(session: Session) -> None:
+    _bridge_unixgram(session, lambda path: _start_netstack(session, "--listen-vfkit", f"unixgram://{path}"))
+
+
+def _netstack_stream(session: Session) -> None:
+    _bridge_stream(session, lambda path: _start_netstack(session, "--listen-qemu", f"unix://{path}"))
+
+
+def _netstack_tap(session: Session) -> None:
+    _start_netstack(session, "--tap", "tap0", "--netns", session.guest)
+    session.configure_guest(GUEST, GATEWAY)
+
+
+def _bridge_unixgram(session: Session, start: Callable[[Path], None]) -> None:
+    path = session.directory / "link"
+    bridge = session.start_bridge("vfkit", f"{path}-guest", str(path))
+    session.configure_guest(GUEST, GATEWAY)
+    start(path)
+    bridge.expect("up")
+
+
+def _bridge_stream(session: Session, start: Callable[[Path], None]) -> None:
+    path = session.directory / "link"
+    bridge = session.start_bridge("qemu", str(path))
+    session.configure_guest(GUEST, GATEWAY)
+    start(path)
+    bridge.expect("up")
+
+
+def _gvproxy(session: Session, *options: str) -> None:
+    # Port 2222 of the loopback, its default forward, is the host namespace's own and in nobody's way.
+    session.start_backend(os.environ["GVPROXY"], "-mtu", str(session.mtu), *options)
+    if session.bridge is not None:
+        session.bridge.expect("up")
+    session.mark_ready()
+
+
+def _gvproxy_unixgram(session: Session) -> None:
+    _bridge_unixgram(session, lambda path: _gvproxy(session, "-listen-vfkit", f"unixgram://{path}"))
+
+
+def _gvproxy_stream(session: Session) -> None:
+    _bridge_stream(session, lambda path: _gvproxy(session, "-listen-qemu", f"unix://{path}"))
+
+
+def _slirp4netns(session: Session) -> None:
+    session.start_backend_with_ready_fd(
+        "slirp4netns",
+        "--netns-type=path",
+        f"--mtu={session.mtu}",
+        "--ready-fd={fd}",
+        f"/run/netns/{session.guest}",
+        "tap0",
+    )
+    session.configure_guest(SLIRP_GUEST, SLIRP_GATEWAY)
+
+
+_PASST_OPTIONS: Final = (
+    "--foreground", "--quiet", "--stderr", "--ipv4-only", "--address", PASST_GUEST, "--netmask", "24",
+    "--gateway", PASST_GATEWAY, "--dns-forward", PASST_DNS, "--tcp-ports", "none", "--udp-ports", "none",
+)  # fmt: skip
+
+
+def _passt(session: Session) -> None:
+    path = session.directory / "link"
+    bridge = session.start_bridge("qemu", str(path))
+    session.configure_guest(PASST_GUEST, PASST_GATEWAY)
+    session.start_backend("passt", *_PASST_OPTIONS, "--mtu", str(session.mtu), "--socket", str(path))
+    bridge.expect("up")
+    session.mark_ready()
+
+
+def _pasta(session: Session) -> None:
+    session.start_backend(
+        "pasta", *_PASST_OPTIONS, "--mtu", str(session.mtu), "--tcp-ns", "none", "--udp-ns", "none",
+        "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{session.guest}",
+    )  # fmt: skip
+    deadline = time.monotonic() + START_SECONDS
+    while "tap0" not in run("ip", "-n", session.guest, "-brief", "link"):
+        if time.monotonic() > deadline or session.backend is None or not session.backend.alive:
+            raise BenchError(f"pasta made no device{session.backend.last_words() if session.backend else ''}")
+        time.sleep(0.001)
+    session.mark_ready()
+    session.configure_guest(PASST_GUEST, PASST_GATEWAY)
+
+
+def _bridges(session: Session) -> None:
+    """Two bridges back to back: what the TAPs, the bridge and the datagram sockets allow at most."""
+    here, there = f"{session.directory}/here", f"{session.directory}/there"
+    near = session.start_bridge("pair", here, there)
+    far = session.spawn_host(session.tools.path("bridge"), "tap0", "pair", there, here)
+    far.expect("tap")
+    near.expect("up")
+    far.expect("up")
+    ip(f"link set tap0 mtu {session.mtu} up\naddress add {GATEWAY}/24 dev tap0\n", session.host)
+    session.configure_guest(GUEST, GATEWAY)
+
+
+def _veth(session: Session) -> None:
+    ip(f"link add tap0 netns {session.guest} type veth peer name tap0 netns {session.host}\n")
+    ip(f"link set tap0 mtu {session.mtu} up\naddress add {GATEWAY}/24 dev tap0\n", session.host)
+    session.configure_guest(GUEST, GATEWAY)
+
+
+def _package_version(program: str) -> Callable[[], str]:
+    package = {"pasta": "passt"}.get(program, program)
+
+    def version() -> str:
+        if shutil.which(program) is None:
+            raise BenchError(f"{program} is not installed (Debian: apt-get install {package})")
+        lines = run(program, "--version").splitlines()
+        said = next((line for line in lines if "version" in line or re.search(r"\d", line)), "")
+        if "unknown" not in said:
+            return said.strip()
+        # Debian's passt does not know its own version.
+        return f"{program} {run('dpkg-query', '--showformat', '${Version}', '--show', package)}"
+
+    return version
+
+
+def _gvproxy_version() -> str:
+    path = os.environ.get("GVPROXY", "")
+    if not path:
+        raise BenchError("GVPROXY=/path/to/gvproxy is not given")
+    if not os.access(path, os.X_OK):
+        raise BenchError(f"GVPROXY={path} is not a program")
+    return run(path, "-version").strip()
+
+
+def _netstack_version() -> str:
+    if not (ROOT / "netstack" / "__main__.py").exists():
+        raise BenchError("netstack has no command in this checkout")
+    said = run(sys.executable, "-c", "import importlib.metadata as m; print(m.version('netstack'))").strip()
+    commit = run("git", "-C", str(ROOT), "describe", "--always", "--dirty").strip() if (ROOT / ".git").exists() else ""
+    return f"netstack {said} {commit}".strip()
+
+
+def _kernel_version() -> str:
+    return f"Linux {os.uname().release}"
+
+
+PEERS: Final = {
+    peer.name: peer
+    for peer in (
+        Peer(name="netstack", link="unix datagram", start=_netstack_unixgram, version=_netstack_version,
+             zone_server=GATEWAY, forwarding_server=GATEWAY),
+        Peer(name="netstack-qemu", link="unix stream", start=_netstack_stream, version=_netstack_version,
+             zone_server=GATEWAY, forwarding_server=GATEWAY),
+        Peer(name="netstack-tap", link="TAP", start=_netstack_tap, version=_netstack_version,
+             zone_server=GATEWAY, forwarding_server=GATEWAY),
+        Peer(name="gvproxy", link="unix datagram", start=_gvproxy_unixgram, version=_gvproxy_version,
+             zone_server=GATEWAY, forwarding_server=GATEWAY),
+        Peer(name="gvproxy-qemu", link="unix stream", start=_gvproxy_stream, version=_gvproxy_version,
+             zone_server=GATEWAY, forwarding_server=GATEWAY),
+        Peer(name="slirp4netns", link="TAP", start=_slirp4netns, version=_package_version("slirp4netns"),
+             forwarding_server=SLIRP_DNS),
+        Peer(name="passt", link="unix stream", start=_passt, version=_package_version("passt"),
+             forwarding_server=PASST_DNS),
+        Peer(name="pasta", link="TAP", start=_pasta, version=_package_version("pasta"), forwarding_server=PASST_DNS),
+        Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False),
+        Peer(name="veth", link="kernel", start=_veth, version=_kernel_version, has_process=False),
+    )
+}  # fmt: skip
+"""Every peer by name; the first one asked for is the one the others are compared with."""
+
+DEFAULT_PEERS: Final = ("netstack", "netstack-qemu", "netstack-tap", "gvproxy", "slirp4netns", "passt")

@@ -1,0 +1,193 @@
+"""What is measured: each row takes one sample from a running session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from bench.lab import HOST_ADDRESS, START_SECONDS, BenchError, Session, cpu_seconds, resident_megabytes
+from bench.peers import Peer
+
+SETTLE_SECONDS: Final = 0.5
+"""Between an action and reading the memory it took."""
+CLOSED_SECONDS: Final = 5.0
+"""After closing flows, until the memory that is left is read."""
+NEW_FLOWS: Final = 4000
+"""UDP flows a sample may make: below every stack's bound, so that making flows is measured, not refusing them."""
+ZONE_NAME: Final = "host.containers.internal"
+"""A name gvproxy and netstack both answer from a zone of their own."""
+
+
+class Needs(Enum):
+    """What a peer must have for a row to mean anything."""
+
+    NOTHING = "nothing"
+    PROCESS = "a process of its own"
+    ZONE_SERVER = "a resolver with names of its own"
+    FORWARDING_SERVER = "a resolver that asks the host's"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement. `details` by the keys of the row's details; `errors` counts operations that failed."""
+
+    value: float
+    errors: int = 0
+    details: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Something measured along with a row's value; always better when lower."""
+
+    title: str
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    title: str
+    unit: str
+    measure: Callable[[Session, Peer, float], Sample]
+    """Takes the sample; the number is the seconds a load may last."""
+    higher_is_better: bool = True
+    details: dict[str, Detail] = field(default_factory=dict)
+    needs: Needs = Needs.NOTHING
+    fresh: bool = False
+    """Every sample needs a stack that has just been started."""
+
+    def applies_to(self, peer: Peer) -> bool:
+        """Whether this row can be measured on that peer."""
+        return {
+            Needs.NOTHING: True,
+            Needs.PROCESS: peer.has_process,
+            Needs.ZONE_SERVER: peer.zone_server is not None,
+            Needs.FORWARDING_SERVER: peer.forwarding_server is not None,
+        }[self.needs]
+
+
+CPU: Final = "cpu_s_per_gb"
+P50: Final = "p50_us"
+P99: Final = "p99_us"
+_CPU: Final = {CPU: Detail("CPU of the stack", "s/GB")}
+_LATENCY: Final = {P50: Detail("p50", "us"), P99: Detail("p99", "us")}
+
+
+def _sending(flows: int) -> Callable[[Session, Peer, float], Sample]:
+    return _throughput(lambda session, seconds: session.load("tcp-send", seconds, flows, str(session.counter)))
+
+
+def _receiving(flows: int) -> Callable[[Session, Peer, float], Sample]:
+    return _throughput(lambda session, seconds: session.load("tcp-recv", seconds, flows))
+
+
+def _throughput(load: Callable[[Session, float], dict[str, float]]) -> Callable[[Session, Peer, float], Sample]:
+    def measure(session: Session, peer: Peer, seconds: float) -> Sample:
+        pids = session.backend_pids()
+        before = cpu_seconds(pids)
+        result = load(session, seconds)
+        details = {}
+        if peer.has_process and result["bytes"]:
+            details[CPU] = (cpu_seconds(pids) - before) / (result["bytes"] / 1e9)
+        if not result["bytes"]:
+            raise BenchError("no byte arrived")
+        return Sample(result["bytes"] * 8 / result["seconds"] / 1e9, int(result["errors"]), details)
+
+    return measure
+
+
+def _rate(result: dict[str, float]) -> Sample:
+    if not result["operations"]:
+        raise BenchError(f"not one operation succeeded, {result['errors']:.0f} failed")
+    details = {key: result[key] for key in _LATENCY}
+    return Sample(result["operations"] / result["seconds"], int(result["errors"]), details)
+
+
+def _operations(command: str, *arguments: int) -> Callable[[Session, Peer, float], Sample]:
+    def measure(session: Session, _peer: Peer, seconds: float) -> Sample:
+        return _rate(session.load(command, seconds, *arguments))
+
+    return measure
+
+
+def _dns_zone(in_flight: int) -> Callable[[Session, Peer, float], Sample]:
+    def measure(session: Session, peer: Peer, seconds: float) -> Sample:
+        return _rate(session.load("dns", seconds, in_flight, ZONE_NAME, address=peer.zone_server or ""))
+
+    return measure
+
+
+def _dns_forwarded(in_flight: int) -> Callable[[Session, Peer, float], Sample]:
+    def measure(session: Session, peer: Peer, seconds: float) -> Sample:
+        return _rate(session.load("dns", seconds, in_flight, "-", address=peer.forwarding_server or ""))
+
+    return measure
+
+
+def _memory(flows: int) -> Callable[[Session, Peer, float], Sample]:
+    def measure(session: Session, _peer: Peer, _seconds: float) -> Sample:
+        pids = session.backend_pids()
+        time.sleep(SETTLE_SECONDS)
+        at_rest = resident_megabytes(pids)
+        client = session.spawn_guest(session.tools.path("load"), "idle", HOST_ADDRESS, str(flows))
+        client.expect("open", START_SECONDS)
+        time.sleep(SETTLE_SECONDS)
+        held = resident_megabytes(pids)
+        client.tell("close")
+        client.expect("closed")
+        time.sleep(CLOSED_SECONDS)
+        return Sample(at_rest, 0, {"flows_mb": held, "closed_mb": resident_megabytes(pids)})
+
+    return measure
+
+
+def _start_up(session: Session, peer: Peer, _seconds: float) -> Sample:
+    if session.ready_seconds is None or session.first_echo_seconds is None:
+        raise BenchError(f"{peer.name} never said it was ready")
+    return Sample(session.ready_seconds * 1e3, 0, {"echo_ms": session.first_echo_seconds * 1e3})
+
+
+ROWS: Final = {
+    row.name: row
+    for row in (
+        Row(name="tcp-up", title="TCP guest -> host, 1 flow", unit="Gbit/s", details=_CPU,
+            measure=_sending(1)),
+        Row(name="tcp-down", title="TCP host -> guest, 1 flow", unit="Gbit/s", details=_CPU,
+            measure=_receiving(1)),
+        Row(name="tcp-up-8", title="TCP guest -> host, 8 flows", unit="Gbit/s", details=_CPU,
+            measure=_sending(8)),
+        Row(name="tcp-down-8", title="TCP host -> guest, 8 flows", unit="Gbit/s", details=_CPU,
+            measure=_receiving(8)),
+        Row(name="tcp-rr", title="TCP request/response", unit="/s", details=_LATENCY, measure=_operations("rr")),
+        Row(name="tcp-crr", title="TCP connect/request/response", unit="/s", details=_LATENCY,
+            measure=_operations("crr", 1)),
+        Row(name="tcp-crr-16", title="the same, 16 clients", unit="/s", details=_LATENCY,
+            measure=_operations("crr", 16)),
+        Row(name="tcp-crr-64", title="the same, 64 clients", unit="/s", details=_LATENCY,
+            measure=_operations("crr", 64)),
+        Row(name="udp-rr", title="UDP request/response", unit="/s", details=_LATENCY, measure=_operations("udp-rr")),
+        Row(name="udp-new-flow", title="UDP, a new flow each", unit="/s", details=_LATENCY, fresh=True,
+            measure=_operations("udp-new-flow", NEW_FLOWS)),
+        Row(name="dns-zone", title="DNS, local zone", unit="/s", details=_LATENCY, needs=Needs.ZONE_SERVER,
+            measure=_dns_zone(1)),
+        Row(name="dns-zone-50", title="the same, 50 in flight", unit="/s", needs=Needs.ZONE_SERVER,
+            measure=_dns_zone(50)),
+        Row(name="dns-forward", title="DNS, forwarded", unit="/s", details=_LATENCY, needs=Needs.FORWARDING_SERVER,
+            measure=_dns_forwarded(1)),
+        Row(name="dns-forward-50", title="the same, 50 in flight", unit="/s", needs=Needs.FORWARDING_SERVER,
+            measure=_dns_forwarded(50)),
+        Row(name="memory", title="memory at rest (RSS)", unit="MB", higher_is_better=False, fresh=True,
+            needs=Needs.PROCESS, measure=_memory(1000),
+            details={"flows_mb": Detail("with 1,000 TCP flows", "MB"),
+                     "closed_mb": Detail("5 s after closing them", "MB")}),
+        Row(name="start", title="start to ready", unit="ms", higher_is_better=False, fresh=True,
+            needs=Needs.PROCESS, measure=_start_up, details={"echo_ms": Detail("start to first echo", "ms")}),
+    )
+}  # fmt: skip
+"""Every row by name, in the order they are measured and shown."""
