@@ -1,0 +1,152 @@
+"""Events as JSON lines: words for every event, nothing of the guest's unescaped, and a writer that holds nobody up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FrameDropped, LeaseEvent
+from netstack.gateway import event_log
+from netstack.gateway.event_log import EventLog, EventLogError, event_line
+
+WHEN = 1_764_000_000.25
+GUEST = bytes([192, 168, 127, 2])
+SERVER = bytes([93, 184, 215, 14])
+FLOW = FlowOpened(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443))
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            LeaseEvent("acknowledged", bytes.fromhex("5a94efe40cee"), GUEST, "vm"),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"lease","action":"acknowledged",'
+            '"mac":"5a:94:ef:e4:0c:ee","address":"192.168.127.2","hostname":"vm"}\n',
+        ),
+        (
+            DnsEvent(GUEST, "example.org", "A", "udp", "upstream", "NOERROR", 1, 0.012345678),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"dns","guest":"192.168.127.2","name":"example.org",'
+            '"qtype":"A","transport":"udp","source":"upstream","rcode":"NOERROR","answers":1,"seconds":0.012346}\n',
+        ),
+        (
+            FLOW,
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_opened","flow":7,"protocol":"tcp",'
+            '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443"}\n',
+        ),
+        (
+            FlowClosed(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443), "closed by both", 10, 20, 1.5),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_closed","flow":7,"protocol":"tcp",'
+            '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443",'
+            '"reason":"closed by both","sent":10,"received":20,"seconds":1.5}\n',
+        ),
+        (
+            FrameDropped("bad checksum", 100),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"frame_dropped","reason":"bad checksum","total":100}\n',
+        ),
+    ],
+)
+def test_an_event_is_one_line_of_plain_words(event: Event, line: str):
+    assert event_line(event, WHEN) == line
+
+
+def test_every_kind_of_event_has_a_name():
+    assert set(event_log._NAMES) == set(get_args(Event))
+
+
+@given(st.text())
+def test_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchanged(text: str):
+    line = event_line(LeaseEvent("refused", bytes(6), bytes(4), text), WHEN)
+    assert line.isascii()
+    assert line[:-1].isprintable()
+    assert json.loads(line)["hostname"] == text
+
+
+def _lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_events_are_appended_and_the_last_ones_are_written_at_the_end(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event":"earlier"}\n')
+    log = EventLog(path, clock=lambda: WHEN)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        log.write(FLOW)
+        await trio.testing.wait_all_tasks_blocked()
+        log.write(FrameDropped("too short", 1))
+        nursery.cancel_scope.cancel()
+    assert [line["event"] for line in _lines(path)] == ["earlier", "flow_opened", "frame_dropped"]
+
+
+async def test_events_beyond_the_queue_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(event_log, "QUEUE_EVENTS", 3)
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, clock=lambda: WHEN)
+    for total in range(5):
+        log.write(FrameDropped("too short", total))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        nursery.cancel_scope.cancel()
+    assert [line["event"] for line in _lines(path)] == ["frame_dropped"] * 3 + ["events_lost"]
+    assert _lines(path)[-1]["lost"] == 2
+
+
+async def test_a_new_file_keeps_others_out(tmp_path: Path):
+    EventLog(tmp_path / "events.jsonl")
+    assert (tmp_path / "events.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+async def test_reopening_goes_on_in_a_new_file(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, clock=lambda: WHEN)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        log.write(FLOW)
+        while not path.read_text():
+            await trio.lowlevel.checkpoint()
+        path.rename(tmp_path / "old")
+        log.reopen()
+        log.write(FrameDropped("too short", 1))
+        nursery.cancel_scope.cancel()
+    assert [line["event"] for line in _lines(tmp_path / "old")] == ["flow_opened"]
+    assert [line["event"] for line in _lines(path)] == ["frame_dropped"]
+
+
+async def test_a_file_that_cannot_be_opened_is_named():
+    with pytest.raises(EventLogError, match="--events /nowhere/x: No such file"):
+        EventLog(Path("/nowhere/x"))
+
+
+async def test_a_full_disk_is_one_warning_and_lost_events(caplog: pytest.LogCaptureFixture):
+    log = EventLog(Path("/dev/full"), clock=lambda: WHEN)
+    with caplog.at_level(logging.WARNING):
+        assert log._write_out(event_log.deque([(WHEN, FLOW)]), 0) == 1
+        assert log._write_out(event_log.deque([(WHEN, FLOW)]), 4) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "--events /dev/full: No space left on device; events are lost"
+    ]
+
+
+async def test_a_reader_that_stands_still_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+):
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(os, "dup", lambda fd: write_end)
+    log = EventLog("-", clock=lambda: WHEN)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        for _ in range(2000):
+            log.write(FLOW)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(log._queue) < 2000
+        log.write(FLOW)
+        nursery.cancel_scope.cancel()
+    os.close(read_end)
