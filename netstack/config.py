@@ -97,8 +97,8 @@ class RunConfig:
 
     network: NetworkSettings
     links: tuple[LinkSpec, ...]
-    dns_upstreams: tuple[tuple[str, int], ...] = ()
-    """Resolvers to ask, in order, as (address, port); none: those of the host's resolv.conf."""
+    dns_upstreams: tuple[str, ...] = ()
+    """Resolvers to ask, in order, as ADDRESS:PORT ([ADDRESS]:PORT for IPv6); none: those of the host's resolv.conf."""
     capture: Path | None = None
     """pcapng file that every frame of every link is written to."""
     events: Path | Literal["-"] | None = None
@@ -157,8 +157,11 @@ def parse_domain(text: str, key: str) -> str:
     return name
 
 
-def parse_dns_upstream(text: str, key: str) -> tuple[str, int]:
-    """A resolver: IPv4, IPv4:PORT, IPv6 or [IPv6]:PORT; the port is 53 unless given. Raises ConfigError."""
+def parse_dns_upstream(text: str, key: str) -> str:
+    """A resolver: IPv4, IPv4:PORT, IPv6 or [IPv6]:PORT; the port is 53 unless given. Given back with its port.
+
+    Raises ConfigError.
+    """
     host, port_text = text.strip(), "53"
     bracketed = re.fullmatch(r"\[([^]]*)\](?::(\d+))?", host, re.ASCII)
     if bracketed:
@@ -172,7 +175,8 @@ def parse_dns_upstream(text: str, key: str) -> tuple[str, int]:
         raise ConfigError(key, text, expected) from None
     if address.is_multicast or address.is_unspecified:
         raise ConfigError(key, text, expected)
-    return str(address), _port(port_text, text, key)
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    return f"{shown}:{_port(port_text, text, key)}"
 
 
 def _port(digits: str, value: str, key: str) -> int:
