@@ -16,7 +16,9 @@ from . import samples
 
 addresses = st.binary(min_size=4, max_size=4)
 options_maps = st.dictionaries(
-    st.integers(1, 254).filter(lambda code: code != dhcp.OVERLOAD), st.binary(max_size=700), max_size=8
+    st.integers(1, 254).filter(lambda code: code != dhcp.OVERLOAD),
+    st.binary(max_size=40) | st.sampled_from([254, 255, 256, 510, 511]).map(lambda size: b"v" * size),
+    max_size=8,
 )
 messages = st.builds(
     dhcp.DhcpMessage,

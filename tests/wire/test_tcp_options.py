@@ -31,9 +31,8 @@ def test_syn_options_against_scapy_and_parse(
     ours = tcp.build_syn_options(mss, window_scale=scale, sack_permitted=sack, timestamps=timestamps)
     assert len(ours) % 4 == 0
     assert len(ours) <= 40
-    read = {
-        name: value for name, value in TCP(bytes(TCP())[:12] + b"\xf0" + bytes(7) + ours.ljust(40, b"\x00")).options
-    }
+    header = bytes(TCP())[:12] + b"\xf0" + bytes(7)
+    read = dict(TCP(header + ours.ljust(40, b"\x00")).options)
     assert read["MSS"] == mss
     assert read.get("WScale") == scale
     assert ("SAckOK" in read) is sack
