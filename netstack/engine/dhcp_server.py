@@ -41,9 +41,9 @@ _MIN_LARGEST_PACKET: Final = 576
 class DhcpReply(NamedTuple):
     """A UDP payload for the stack to send from the gateway's port 67."""
 
-    destination: bytes
+    destination_ip: bytes
     destination_mac: bytes
-    port: int
+    destination_port: int
     payload: bytes
 
 
