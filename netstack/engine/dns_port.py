@@ -1,0 +1,114 @@
+"""Port 53 of the gateway: joins the name server to datagrams and to TCP connections."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Drop
+from netstack.engine.outbox import Outbox
+from netstack.wire import ipv4, udp
+
+PORT: Final = 53
+
+
+class _Datagram(NamedTuple):
+    """Whom to answer, and from which of our addresses."""
+
+    guest: bytes
+    guest_port: int
+    address: bytes
+
+
+class DnsPort:
+    """The name server's two doors."""
+
+    def __init__(self, server: DnsServer, outbox: Outbox, wake: Callable[[int], None]) -> None:
+        """`wake(flow)` is called when a TCP session got an answer from upstream."""
+        self._server = server
+        self._outbox = outbox
+        self._wake = wake
+        self._sessions: dict[int, DnsSession] = {}
+
+    def datagram(self, guest: bytes, address: bytes, datagram: udp.Udp, now: float) -> None:
+        """A question by UDP to our `address`."""
+        token = _Datagram(guest, datagram.source_port, address)
+        outcome = self._server.ask(datagram.payload, guest, "udp", token, now)
+        if type(outcome) is Answer:
+            self._send(token, outcome.message)
+        elif type(outcome) is Ask:
+            self._outbox.effects.append(outcome.effect)
+        elif type(outcome) is Drop:
+            self._outbox.drop(outcome.reason)
+
+    def _send(self, to: _Datagram, message: bytes) -> None:
+        self._outbox.send(to.address, to.guest, ipv4.UDP, udp.build(to.address, PORT, to.guest, to.guest_port, message))
+
+    def session(self, guest: bytes, flow: int) -> DnsSession:
+        """A TCP connection's session."""
+        session = DnsSession(self._server, self._outbox, guest, flow, ended=self._sessions.pop)
+        self._sessions[flow] = session
+        return session
+
+    def resolved(self, query: int, message: bytes | None, now: float) -> None:
+        """What upstream said."""
+        for token, answer in self._server.resolved(query, message, now):
+            if isinstance(token, _Datagram):
+                self._send(token, answer)
+            elif isinstance(token, int):
+                session = self._sessions.get(token)
+                if session is not None:
+                    session.answered(answer)
+                    self._wake(token)
+
+
+class DnsSession:
+    """DNS over one TCP connection (RFC 7766): any number of questions, answered as their answers come."""
+
+    def __init__(
+        self, server: DnsServer, outbox: Outbox, guest: bytes, flow: int, *, ended: Callable[[int], object]
+    ) -> None:
+        self.out: list[bytes] = []
+        self.failed = False
+        self._server = server
+        self._outbox = outbox
+        self._guest = guest
+        self._flow = flow
+        self._stream = DnsStream()
+        self._waiting: deque[bytes] = deque()
+        self._upstream = 0
+        self._ended = ended
+
+    @property
+    def idle(self) -> bool:
+        """Whether every question was answered."""
+        return not self._waiting and not self._upstream
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Bytes from the guest."""
+        self._waiting += self._stream.receive(data)
+        self.more(now)
+
+    def more(self, now: float) -> None:
+        """Answer what waits, until there is an answer to send: a guest that does not read is not answered further."""
+        while self._waiting and not self.out and not self.failed:
+            outcome = self._server.ask(self._waiting.popleft(), self._guest, "tcp", self._flow, now)
+            if type(outcome) is Answer:
+                self.out.append(DnsStream.frame(outcome.message))
+            elif type(outcome) is Drop:
+                self._outbox.drop(outcome.reason)
+                self.failed = True
+            else:
+                self._upstream += 1
+                if type(outcome) is Ask:
+                    self._outbox.effects.append(outcome.effect)
+
+    def answered(self, message: bytes) -> None:
+        """An answer that came from upstream."""
+        self._upstream -= 1
+        self.out.append(DnsStream.frame(message))
+
+    def closed(self) -> None:
+        """The connection is gone; answers still to come have nowhere to go."""
+        self._ended(self._flow)

@@ -1,0 +1,128 @@
+"""ICMP echo through ping sockets: one for each guest address and identifier (RFC 5508 section 3.1). Nothing is ever faked."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+from netstack.engine import effects
+from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.host_errors import HostErrors
+from netstack.engine.outbox import Outbox
+from netstack.engine.settings import NetworkSettings
+from netstack.engine.timers import Timers
+from netstack.wire import icmp, ipv4
+
+IDLE: Final = 60.0
+"""Seconds a mapping lives without a packet (RFC 5508 section 3.2 REQ-1)."""
+MAX_DESTINATIONS: Final = 64
+"""Addresses remembered per mapping; a tool that pings more with one identifier loses the answers of the first."""
+
+
+class EchoFlow:
+    """One guest address and identifier."""
+
+    __slots__ = (
+        "deadline", "destinations", "first", "guest", "heard_at", "id", "identifier", "opened_at", "received",
+        "scheduled", "sent",
+    )  # fmt: skip
+
+    def __init__(self, number: int, guest: bytes, identifier: int, now: float) -> None:
+        self.id = number
+        self.guest = guest
+        self.identifier = identifier
+        self.destinations: dict[bytes, tuple[bytes, bytes]] = {}
+        """Dialled address -> the address the guest knows, and the last packet it sent there."""
+        self.first = (guest, guest)
+        self.opened_at = now
+        self.heard_at = now
+        self.deadline = now + IDLE
+        self.scheduled = inf
+        self.sent = 0
+        self.received = 0
+
+
+class EchoFlows:
+    """Every echo flow of one engine."""
+
+    def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors) -> None:
+        self._settings = settings
+        self._outbox = outbox
+        self._host_errors = host_errors
+        self._table: dict[tuple[bytes, int], EchoFlow] = {}
+        self._by_number: dict[int, EchoFlow] = {}
+        self._timers: Timers[EchoFlow] = Timers()
+
+    def request(self, packet: bytes, header: ipv4.Ipv4, echo: icmp.Echo, dialled: bytes, now: float) -> None:
+        """An echo request from the guest to `dialled`, the address after NAT."""
+        place = (header.source, echo.identifier)
+        flow = self._table.get(place)
+        if flow is None:
+            if len(self._table) >= self._settings.max_echo_flows:
+                self._outbox.drop("icmp-table-full")
+                self._close(next(iter(self._table.values())), "evicted", now)
+            flow = EchoFlow(self._outbox.next_flow(), header.source, echo.identifier, now)
+            flow.first = (header.destination, dialled)
+            self._table[place] = self._by_number[flow.id] = flow
+            self._timers.schedule(flow)
+            self._outbox.effects.append(effects.OpenEcho(flow.id))
+            self._outbox.report(
+                FlowOpened(flow.id, "icmp", (header.source, echo.identifier), (header.destination, 0), (dialled, 0))
+            )
+        if dialled not in flow.destinations and len(flow.destinations) >= MAX_DESTINATIONS:
+            del flow.destinations[next(iter(flow.destinations))]
+        flow.destinations[dialled] = (header.destination, packet[:576])
+        flow.heard_at = now
+        flow.sent += len(echo.payload)
+        self._outbox.effects.append(effects.SendEcho(flow.id, dialled, echo.sequence, echo.payload, header.ttl - 1))
+
+    def received(self, number: int, address: bytes, sequence: int, payload: bytes, now: float) -> None:
+        """An echo reply came to a ping socket."""
+        flow = self._by_number.get(number)
+        known = flow.destinations.get(address) if flow is not None else None
+        if flow is None or known is None:
+            self._outbox.drop("icmp-from-stranger")
+            return
+        flow.heard_at = now
+        flow.received += len(payload)
+        reply = icmp.build_echo(request=False, identifier=flow.identifier, sequence=sequence, payload=payload)
+        self._outbox.send(known[0], flow.guest, ipv4.ICMP, reply)
+
+    def failed(self, number: int, address: bytes, failure: int, now: float, *, offender: bytes, mtu: int) -> None:
+        """The host was told, or found out, that a request did not arrive."""
+        flow = self._by_number.get(number)
+        known = flow.destinations.get(address) if flow is not None else None
+        if known is not None:
+            # A host that is there refuses no echo: what the socket calls refused is an unreachable host.
+            cause = effects.HOST_UNREACHABLE if failure == effects.REFUSED else failure
+            self._host_errors.tell(cause, known[1], known[0], now, offender=offender, mtu=mtu)
+
+    def guest_left(self, guests: frozenset[bytes], now: float) -> None:
+        """The guests with these addresses are gone."""
+        for flow in [flow for flow in self._table.values() if flow.guest in guests]:
+            self._close(flow, "guest left", now)
+
+    def next_deadline(self) -> float:
+        """When `advance` wants to be called."""
+        return self._timers.next_deadline()
+
+    def advance(self, now: float) -> None:
+        """End the mappings that were silent for too long."""
+        for flow in self._timers.due(now):
+            flow.deadline = flow.heard_at + IDLE
+            if flow.deadline <= now:
+                self._close(flow, "idle", now)
+            else:
+                self._timers.schedule(flow)
+
+    def _close(self, flow: EchoFlow, reason: str, now: float) -> None:
+        flow.deadline = inf
+        del self._table[flow.guest, flow.identifier], self._by_number[flow.id]
+        self._outbox.effects.append(effects.CloseEcho(flow.id))
+        known, dialled = flow.first
+        self._outbox.report(
+            FlowClosed(
+                flow.id, "icmp", (flow.guest, flow.identifier), (known, 0), (dialled, 0), reason, flow.sent,
+                flow.received, now - flow.opened_at,
+            )
+        )  # fmt: skip

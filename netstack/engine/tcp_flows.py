@@ -1,0 +1,482 @@
+"""The life of a TCP flow: the guest's SYN, the dial, the splice of two streams, and how each side's end reaches the other.
+
+CONNECTING (the dial is under way, the guest's SYN unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Final, NamedTuple, Protocol
+
+from netstack.engine import effects
+from netstack.engine import tcp_states as st
+from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.icmp_errors import IcmpErrors
+from netstack.engine.outbox import Outbox
+from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
+from netstack.engine.settings import NetworkSettings
+from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.timers import Timers
+from netstack.wire import icmp, tcp
+
+CONNECTING: Final = 1
+SPLICED: Final = 2
+DRAINING: Final = 3
+GONE: Final = 4
+
+MAX_HALF_OPEN: Final = 4096
+"""Flows whose dial or handshake is not complete; beyond, the oldest is reset to make room (conformance F1)."""
+READ_AGAIN: Final = 16 * 1024
+"""Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
+SERVED_IDLE: Final = 30.0
+"""Seconds a connection to a service of the gateway may be silent (RFC 7766 section 6.2.3 asks for a few at least)."""
+
+_MASK: Final = 0xFFFFFFFF
+_HALF: Final = 0x80000000
+
+# What the guest is told when a dial fails; a refusal is a reset, which needs no packet of its own.
+_UNREACHABLE_CODES: Final = {
+    effects.NETWORK_UNREACHABLE: icmp.NET_UNREACHABLE,
+    effects.HOST_UNREACHABLE: icmp.HOST_UNREACHABLE,
+    effects.TIMED_OUT: icmp.HOST_UNREACHABLE,
+    effects.PROHIBITED: icmp.ADMINISTRATIVELY_PROHIBITED,
+}
+
+
+class Session(Protocol):
+    """A service of the gateway's own on one connection: bytes in by `receive`, bytes out in `out`."""
+
+    out: list[bytes]
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the guest. May be followed by `more` before anything is answered."""
+
+    def more(self, now: float) -> None:
+        """What was in `out` is on its way: go on with what waits."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the guest's bytes make no sense: the connection is reset."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything asked so far is answered."""
+
+    def closed(self) -> None:
+        """The connection is gone. Called once."""
+
+
+class Syn(NamedTuple):
+    """A segment that may open a flow, and where it came from."""
+
+    key: bytes
+    mac: bytes
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    sequence: int
+    window: int
+    options: bytes
+    packet: bytes
+
+
+class TcpFlow:
+    """One guest connection, its upstream and what became of both."""
+
+    __slots__ = (
+        "connection", "destination", "dialled", "guest", "id", "key", "limit_at", "mac", "opened_at", "packet", "paused",
+        "received", "scheduled", "sent", "session", "state", "touched",
+    )  # fmt: skip
+
+    def __init__(self, number: int, syn: Syn, connection: TcpConnection, dialled: bytes, now: float) -> None:
+        self.id = number
+        self.key = syn.key
+        self.mac = syn.mac
+        self.guest = (syn.source, syn.source_port)
+        self.destination = (syn.destination, syn.destination_port)
+        self.dialled = (dialled, syn.destination_port)
+        self.connection = connection
+        self.packet = syn.packet
+        """The SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
+        self.state = CONNECTING
+        self.session: Session | None = None
+        self.paused = False
+        """The driver found no room and does not read the host socket until ReadStream."""
+        self.touched = False
+        self.limit_at = inf
+        """When the dial, or a silent guest of a service, has had enough time."""
+        self.scheduled = inf
+        self.opened_at = now
+        self.sent = 0
+        self.received = 0
+
+    @property
+    def deadline(self) -> float:
+        """When this flow wants to be woken."""
+        return min(self.connection.deadline, self.limit_at)
+
+
+class TcpFlows:
+    """Every TCP flow of one engine. `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow."""
+
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        routes: Routes,
+        outbox: Outbox,
+        errors: IcmpErrors,
+        *,
+        initial_sequence: Callable[[bytes, float], int],
+        services: Mapping[tuple[bytes, int], Callable[[bytes, int], Session]],
+    ) -> None:
+        """`initial_sequence(key, now)` gives ISNs (RFC 6528); `services` makes a session for (address, port)."""
+        self.table: dict[bytes, TcpFlow] = {}
+        self._settings = settings
+        self._routes = routes
+        self._outbox = outbox
+        self._errors = errors
+        self._initial_sequence = initial_sequence
+        self._services = services
+        mss = settings.link.mtu - 40
+        window = min(4 << 20, settings.link.queue_frames * mss * 3 // 4)
+        self._limits = TcpLimits(
+            mss=mss, max_receive_window=max(window, mss), max_congestion_window=max(window, 10 * mss)
+        )
+        self._streams: dict[int, TcpFlow] = {}
+        self._half_open: dict[int, TcpFlow] = {}
+        self._time_wait: dict[int, TcpFlow] = {}
+        self._touched: list[TcpFlow] = []
+        self._timers: Timers[TcpFlow] = Timers()
+
+    # -- from the guest --------------------------------------------------------------------------------------------
+
+    def touch(self, flow: TcpFlow) -> None:
+        """This flow has something to say, or to be asked, at the end of the batch."""
+        if not flow.touched:
+            flow.touched = True
+            self._touched.append(flow)
+
+    def reopens(self, flow: TcpFlow, sequence: int) -> bool:
+        """Whether a SYN may take the place of a connection in TIME-WAIT (RFC 9293 section 3.6.1, RFC 6191)."""
+        connection = flow.connection
+        beyond = (sequence - connection.receive_buffer.next) & _MASK
+        return connection.state == st.TIME_WAIT and 0 <= beyond < _HALF
+
+    def open(self, syn: Syn, now: float) -> None:
+        """A SYN that belongs to no flow, or takes the place of one in TIME-WAIT."""
+        isn = self._initial_sequence(syn.key, now)
+        old = self.table.get(syn.key)
+        if old is not None:
+            # The new numbers must lie beyond the old ones, so that nobody takes one connection's segments for the other's.
+            least = (old.connection.send_next + 1) & _MASK
+            if (isn - least) & _MASK >= _HALF:
+                isn = (least + 64_000) & _MASK
+            self._forget(old)
+        route = self._routes.lookup(syn.destination)
+        service = self._services.get((syn.destination, syn.destination_port)) if route.kind == OWN else None
+        if service is None and route.kind != OUT:
+            self._refuse_route(syn, route.kind, now)
+            return
+        if not self._make_room(now):
+            self._outbox.drop("tcp-table-full")
+            self._reset(syn)
+            return
+        writer = tcp.SegmentWriter(
+            destination_mac=syn.mac,
+            source_mac=self._settings.gateway_mac,
+            source=syn.destination,
+            destination=syn.source,
+            source_port=syn.destination_port,
+            destination_port=syn.source_port,
+        )
+        connection = TcpConnection(writer, self._limits, isn, self._outbox.frames)
+        connection.syn_came(syn.sequence, syn.window, tcp.parse_options(syn.options), now)
+        flow = TcpFlow(self._outbox.next_flow(), syn, connection, route.dialled, now)
+        self.table[syn.key] = flow
+        self._streams[flow.id] = flow
+        self._half_open[flow.id] = flow
+        if service is not None:
+            flow.session = service(syn.source, flow.id)
+            connection.accept(now)
+        else:
+            flow.limit_at = now + self._settings.dial_timeout
+            self._outbox.effects.append(effects.OpenStream(flow.id, *flow.dialled))
+        self._timers.schedule(flow)
+
+    def _refuse_route(self, syn: Syn, kind: int, now: float) -> None:
+        if kind == GROUP:
+            self._outbox.drop("tcp-group-address")
+            return
+        if kind in (OWN, FORBIDDEN):
+            self._outbox.drop("tcp-unserved-port" if kind == OWN else "tcp-forbidden-address")
+            self._reset(syn)
+            return
+        self._outbox.drop("tcp-unused-address")
+        self._unreachable(syn.packet, icmp.HOST_UNREACHABLE, now)
+
+    def _reset(self, syn: Syn) -> None:
+        self.answer_stray(syn, tcp.SYN, 0, 0)
+
+    def answer_stray(self, segment: Syn, flags: int, acknowledgement: int, length: int) -> None:
+        """A segment of no connection gets a reset, unless it is one (RFC 9293 section 3.10.7.1)."""
+        if flags & tcp.RST:
+            return
+        writer = tcp.SegmentWriter(
+            destination_mac=segment.mac,
+            source_mac=self._settings.gateway_mac,
+            source=segment.destination,
+            destination=segment.source,
+            source_port=segment.destination_port,
+            destination_port=segment.source_port,
+        )
+        if flags & tcp.ACK:
+            frame = writer.frame(acknowledgement, 0, tcp.RST, 0)
+        else:
+            length += bool(flags & tcp.SYN) + bool(flags & tcp.FIN)
+            frame = writer.frame(0, (segment.sequence + length) & _MASK, tcp.RST | tcp.ACK, 0)
+        self._outbox.frames.append(frame)
+
+    def _unreachable(self, packet: bytes, code: int, now: float) -> bool:
+        message = self._errors.make(icmp.UNREACHABLE, code, packet, self._settings.gateway_ip, now)
+        if message is None:
+            return False
+        self._outbox.packets.append((packet[12:16], message))
+        return True
+
+    def _make_room(self, now: float) -> bool:
+        """Room for one more: a connection in TIME-WAIT goes first, then the oldest that was never completed."""
+        if len(self._half_open) >= MAX_HALF_OPEN:
+            self._evict_half_open(now)
+        if len(self.table) < self._settings.max_tcp_flows:
+            return True
+        if self._time_wait:
+            self._forget(next(iter(self._time_wait.values())))
+        elif self._half_open:
+            self._evict_half_open(now)
+        return len(self.table) < self._settings.max_tcp_flows
+
+    def _evict_half_open(self, now: float) -> None:
+        flow = next(iter(self._half_open.values()))
+        flow.connection.abort()
+        self._abandon(flow, "evicted", now)
+
+    # -- from the host -----------------------------------------------------------------------------------------------
+
+    def opened(self, number: int, now: float) -> None:
+        """The dial succeeded: now, and not before, the guest's SYN is answered."""
+        flow = self._streams.get(number)
+        if flow is not None and flow.state == CONNECTING and flow.connection.state == st.LISTEN:
+            flow.limit_at = inf
+            flow.connection.accept(now)
+            self._timers.schedule(flow)
+
+    def failed(self, number: int, failure: int, now: float) -> None:
+        """The dial failed: the guest hears what the host heard."""
+        flow = self._streams.get(number)
+        if flow is None or flow.state != CONNECTING:
+            return
+        code = _UNREACHABLE_CODES.get(failure)
+        if code is None or not self._unreachable(flow.packet, code, now):
+            flow.connection.abort()
+        self._close(flow, effects.FAILURE_WORDS[failure], now)
+        self._forget(flow)
+
+    def taken(self, number: int, count: int) -> None:
+        """The host socket took `count` bytes."""
+        flow = self._streams.get(number)
+        if flow is not None:
+            buffer = flow.connection.receive_buffer
+            buffer.unsent -= count
+            if buffer.window_opened():
+                self.touch(flow)
+
+    def room(self, number: int) -> int:
+        """Bytes the host socket may be read now; with 0 the driver waits for ReadStream."""
+        flow = self._streams.get(number)
+        if flow is None:
+            return 0
+        room = flow.connection.room
+        flow.paused = room == 0
+        return room
+
+    def received(self, number: int, data: bytes) -> None:
+        """Bytes from the host for the guest."""
+        flow = self._streams.get(number)
+        if flow is not None:
+            flow.received += len(data)
+            flow.connection.write(data)
+            self.touch(flow)
+
+    def finished(self, number: int) -> None:
+        """The host's side has ended its stream."""
+        flow = self._streams.get(number)
+        if flow is not None:
+            flow.connection.finish()
+            flow.state = max(flow.state, DRAINING) if flow.state != CONNECTING else flow.state
+            self.touch(flow)
+
+    def reset(self, number: int, now: float) -> None:
+        """The host's side was reset: so is the guest's."""
+        flow = self._streams.get(number)
+        if flow is not None:
+            flow.connection.abort()
+            self._abandon(flow, "reset by destination", now, tell_host=False)
+
+    def wake(self, number: int) -> None:
+        """A session of this flow has put something into `out`."""
+        flow = self._streams.get(number)
+        if flow is not None:
+            self.touch(flow)
+
+    def guest_left(self, mac: bytes, now: float) -> None:
+        """The guest with this MAC is gone: end what it had."""
+        for flow in [flow for flow in self.table.values() if flow.mac == mac]:
+            if flow.state != GONE:
+                self._abandon(flow, "guest left", now)
+            else:
+                self._forget(flow)
+
+    # -- at the end of a batch -----------------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """Turn what the guest did in this batch into effects."""
+        for flow in self._touched:
+            connection = flow.connection
+            buffer = connection.receive_buffer
+            if flow.session is not None:
+                self._serve(flow, flow.session, now)
+            elif buffer.ready and flow.state != GONE:
+                chunks, buffer.ready = buffer.ready, []
+                count = sum(map(len, chunks))
+                buffer.unsent += count
+                flow.sent += count
+                self._outbox.effects.append(effects.SendStream(flow.id, chunks))
+            if connection.signals:
+                self._take_signals(flow, connection, now)
+
+    def _take_signals(self, flow: TcpFlow, connection: TcpConnection, now: float) -> None:
+        signals, connection.signals = connection.signals, 0
+        if flow.state == GONE:
+            if connection.state == st.CLOSED:
+                self._forget(flow)
+            return
+        if signals & st.OPENED:
+            flow.state = SPLICED
+            flow.packet = b""
+            self._half_open.pop(flow.id, None)
+            self._outbox.report(FlowOpened(flow.id, "tcp", flow.guest, flow.destination, flow.dialled))
+        if signals & (st.PEER_RESET | st.GAVE_UP):
+            self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
+            return
+        if signals & st.PEER_FINISHED:
+            flow.state = DRAINING
+            if flow.session is not None:
+                self._serve(flow, flow.session, now)
+            else:
+                self._outbox.effects.append(effects.ShutdownStream(flow.id))
+        if signals & st.ROOM and flow.paused and connection.room >= READ_AGAIN:
+            flow.paused = False
+            self._outbox.effects.append(effects.ReadStream(flow.id))
+        if signals & st.ENDED:
+            if flow.session is None:
+                self._outbox.effects.append(effects.CloseStream(flow.id))
+            self._close(flow, "finished", now)
+            if connection.state == st.TIME_WAIT:
+                self._time_wait[flow.id] = flow
+            else:
+                self._forget(flow)
+
+    def _serve(self, flow: TcpFlow, session: Session, now: float) -> None:
+        """Bytes to and from a service of our own; it gets no more before what it said has room."""
+        connection = flow.connection
+        buffer = connection.receive_buffer
+        flow.limit_at = now + SERVED_IDLE
+        while flow.state != GONE:
+            while session.out and connection.room:
+                data = session.out.pop(0)
+                flow.received += len(data)
+                connection.write(data)
+            if session.out:
+                return
+            if buffer.ready:
+                data = buffer.ready.pop(0)
+                flow.sent += len(data)
+                session.receive(data, now)
+            else:
+                session.more(now)
+            if session.failed:
+                connection.abort()
+                self._abandon(flow, "not understood", now)
+            elif not session.out and not buffer.ready:
+                if flow.state == DRAINING and session.idle:
+                    connection.finish()
+                return
+
+    def output(self, frames: list[bytes], room: int, now: float) -> None:
+        """Append what connections have to send; about `room` frames of it, the rest waits for the next call."""
+        touched, self._touched = self._touched, []
+        for flow in touched:
+            flow.touched = False
+            start = len(frames)
+            if flow.connection.output(frames, max(0, room), now):
+                self.touch(flow)
+            room -= len(frames) - start
+            self._timers.schedule(flow)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is left for the next `output`."""
+        return bool(self._touched)
+
+    # -- time ------------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """When `advance` wants to be called."""
+        return self._timers.next_deadline()
+
+    def advance(self, now: float) -> None:
+        """Timers of connections, dials and services."""
+        for flow in self._timers.due(now):
+            if now >= flow.limit_at:
+                flow.limit_at = inf
+                self._out_of_time(flow, now)
+            else:
+                flow.connection.advance(now)
+            self.touch(flow)
+
+    def _out_of_time(self, flow: TcpFlow, now: float) -> None:
+        if flow.session is not None:
+            flow.connection.finish()
+        elif flow.state == CONNECTING:
+            self._outbox.effects.append(effects.AbortStream(flow.id))
+            self.failed(flow.id, effects.TIMED_OUT, now)
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+
+    def _abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
+        if tell_host and flow.session is None:
+            self._outbox.effects.append(effects.AbortStream(flow.id))
+        self._close(flow, reason, now)
+        self._forget(flow)
+
+    def _close(self, flow: TcpFlow, reason: str, now: float) -> None:
+        flow.state = GONE
+        flow.packet = b""
+        flow.limit_at = inf
+        self._streams.pop(flow.id, None)
+        self._half_open.pop(flow.id, None)
+        if flow.session is not None:
+            flow.session.closed()
+        self._outbox.report(
+            FlowClosed(
+                flow.id, "tcp", flow.guest, flow.destination, flow.dialled, reason, flow.sent, flow.received,
+                now - flow.opened_at,
+            )
+        )  # fmt: skip
+
+    def _forget(self, flow: TcpFlow) -> None:
+        self._time_wait.pop(flow.id, None)
+        if self.table.get(flow.key) is flow:
+            del self.table[flow.key]

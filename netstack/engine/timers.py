@@ -1,0 +1,72 @@
+"""Deadlines of many flows in one heap.
+
+A deadline that moves later, as most do, costs nothing: the heap asks again when the old one is due.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from math import inf
+from typing import Final, Generic, Protocol, TypeVar
+
+_COMPACT_ABOVE: Final = 1024
+
+
+class Timed(Protocol):
+    """Something that wants to be woken at `deadline` (seconds; infinity for never)."""
+
+    @property
+    def deadline(self) -> float:
+        """When it wants to be woken."""
+
+    scheduled: float
+    """The entry the heap holds for it; infinity when there is none. Only `Timers` writes it."""
+
+
+T = TypeVar("T", bound=Timed)
+
+
+class Timers(Generic[T]):
+    """A heap of (time, order, owner); `scheduled` of an owner says which of its entries counts."""
+
+    __slots__ = ("_compact_at", "_heap", "_order")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, T]] = []
+        self._order = 0
+        self._compact_at = _COMPACT_ABOVE
+
+    def schedule(self, owner: T) -> None:
+        """Take note of the owner's deadline; call whenever it may have moved earlier."""
+        deadline = owner.deadline
+        if deadline < owner.scheduled:
+            owner.scheduled = deadline
+            self._order += 1
+            heappush(self._heap, (deadline, self._order, owner))
+            if len(self._heap) > self._compact_at:
+                self._compact()
+
+    def _compact(self) -> None:
+        """Let go of owners that are gone and of entries that were replaced: a flood of short flows must not fill the heap."""
+        self._heap = [entry for entry in self._heap if entry[0] == entry[2].scheduled and entry[2].deadline != inf]
+        heapify(self._heap)
+        self._compact_at = max(_COMPACT_ABOVE, 2 * len(self._heap))
+
+    def next_deadline(self) -> float:
+        """When `due` should be asked next; it may come to nothing."""
+        return self._heap[0][0] if self._heap else inf
+
+    def due(self, now: float) -> list[T]:
+        """The owners whose deadline has come, in order; each has to be scheduled again if it goes on."""
+        heap = self._heap
+        owners: list[T] = []
+        while heap and heap[0][0] <= now:
+            when, _, owner = heappop(heap)
+            if when != owner.scheduled:
+                continue  # an earlier entry has taken this one's place
+            owner.scheduled = inf
+            if owner.deadline <= now:
+                owners.append(owner)
+            else:
+                self.schedule(owner)
+        return owners
