@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -23,7 +23,7 @@ class LinkError(Exception):
     """The link cannot go on; the message names the endpoint, what came and what was expected."""
 
 
-class LinkClosed(LinkError):
+class LinkClosed(LinkError):  # noqa: N818 - it says how the link ended, which is no error of anybody's
     """The guest's side has gone: end of stream, connection reset, or a datagram peer that no longer exists."""
 
 
@@ -36,7 +36,7 @@ class LinkCapabilities:
     largest_frame: int = MAX_FRAME
     """Largest frame accepted from the guest (a TSO frame may be larger than the MTU)."""
     queue_frames: int = 1000
-    """Frames that fit between the guest and us before some are dropped."""
+    """Frames that fit between the guest and us before some are dropped; 65,536 where the guest has to wait instead."""
     reliable_bytes: bool = True
     """Bytes cannot be damaged on the way, so received checksums need no verification (and may be partial)."""
 
@@ -53,13 +53,27 @@ class LinkCounters:
     tx_bytes: int = 0
     tx_dropped: int = 0
     """Frames that did not fit the bounded transmit queue, or had no peer to go to."""
+    guests: int = 0
+    """Guests that have attached: grows by one each time a restarted VM is taken over."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """Why frames were dropped, both directions: reason -> frames. The reasons are a fixed set of words per link."""
+
+    def drop_received(self, reason: str, frames: int = 1) -> None:
+        """Count frames from the guest that go no further."""
+        self.rx_dropped += frames
+        self.drops[reason] = self.drops.get(reason, 0) + frames
+
+    def drop_sent(self, reason: str, frames: int = 1) -> None:
+        """Count frames to the guest that go no further."""
+        self.tx_dropped += frames
+        self.drops[reason] = self.drops.get(reason, 0) + frames
 
 
 class Link(ABC):
     """One guest's attachment.
 
-    Used by one task that calls `receive_batch` in a loop, while `send_batch` is called from anywhere in the same thread.
-    `run` must be running while the link is used: it writes out what the kernel would not take at once.
+    Used by one task that calls `receive_batch` in a loop, while `send_batch` is called from anywhere in the same
+    thread. `run` must be running while the link is used: it writes out what the kernel would not take at once.
     """
 
     name: str
@@ -75,7 +89,8 @@ class Link(ABC):
 
     @abstractmethod
     def send_batch(self, frames: Sequence[bytes]) -> None:
-        """Send frames in order without waiting. What the kernel does not take now is queued up to a bound, then dropped and counted.
+        """Send frames in order without waiting. What the kernel does not take now is queued up to a bound, then
+        dropped and counted.
 
         Never raises for the guest's doing: a peer that is gone shows in `receive_batch`.
         """
@@ -87,7 +102,7 @@ class Link(ABC):
 
     @abstractmethod
     async def wait_backlog_drained(self) -> None:
-        """Return when the transmit queue is empty (at once if it is)."""
+        """Return when the transmit queue is empty (at once if it is), or the link was closed."""
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -96,3 +111,22 @@ class Link(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close sockets and remove what was bound in the file system. Safe to call twice."""
+
+
+class Listener(ABC):
+    """An endpoint that guests connect to, one link each. After a guest has left, the next `accept` takes the
+    restarted VM.
+    """
+
+    name: str
+    """The endpoint as people write it, for messages: `qemu unix:///run/net.sock`."""
+
+    @abstractmethod
+    async def accept(self) -> Link:
+        """Wait for a guest to connect. Raises LinkClosed once the listener is closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop listening and remove what was bound in the file system. Links already accepted live on. Safe to call
+        twice.
+        """
