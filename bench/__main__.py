@@ -16,7 +16,7 @@ from typing import Final
 import click
 
 from bench import report
-from bench.lab import BenchError, Session, Tools, remove_stale_namespaces
+from bench.lab import BenchError, Session, Tools, remove_leftovers
 from bench.peers import DEFAULT_PEERS, PEERS, Peer
 from bench.rows import ROWS, Row, Sample
 
@@ -96,6 +96,9 @@ def _present(names: Sequence[str], asked_for: bool) -> dict[str, str]:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    """End through every `finally`. A second signal does not cut the cleaning up short: it is bounded."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
@@ -134,11 +137,12 @@ def main(
         resource.RLIMIT_NOFILE, (DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard), hard)
     )
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     options = {"seconds": seconds, "rounds": rounds, "mtu": mtu}
     host = report.machine()
     results: dict[str, report.RowResult] = {}
     try:
-        remove_stale_namespaces()
+        remove_leftovers()
         with contextlib.closing(Tools()) as tools:
             for row in wanted:
                 turns = measure(row, chosen, tools, mtu=mtu, seconds=seconds, rounds=rounds)

@@ -32,6 +32,7 @@ LOAD_GRACE: Final = 30.0
 
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_DIRECTORY: Final = "netstack-bench-"
 _NAMESPACE: Final = re.compile(r"nsb(\d+)-\d+[gh]")
 
 
@@ -160,7 +161,7 @@ class Tools:
             raise BenchError(
                 "the load generator is written in C and there is no compiler: apt-get install gcc libc6-dev"
             )
-        self.directory = Path(tempfile.mkdtemp(prefix="netstack-bench-"))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{_DIRECTORY}{os.getpid()}-"))
         # passt drops to nobody before it binds its socket.
         self.directory.chmod(0o755)
         for name in ("load", "serve", "bridge"):
@@ -184,8 +185,12 @@ class Tools:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def remove_stale_namespaces() -> None:
-    """Remove what a benchmark left behind that was killed with SIGKILL."""
+def remove_leftovers() -> None:
+    """Remove what a benchmark left behind that was killed with SIGKILL: namespaces and its directory."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_DIRECTORY}*-*"):
+        owner = directory.name.removeprefix(_DIRECTORY).partition("-")[0]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(directory, ignore_errors=True)
     for line in run("ip", "netns", "list").splitlines():
         match = _NAMESPACE.match(line)
         if match and not Path(f"/proc/{match[1]}").exists():

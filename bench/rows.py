@@ -75,8 +75,10 @@ class Row:
 CPU: Final = "cpu_s_per_gb"
 P50: Final = "p50_us"
 P99: Final = "p99_us"
+LONGEST: Final = "max_us"
 _CPU: Final = {CPU: Detail("CPU of the stack", "s/GB")}
 _LATENCY: Final = {P50: Detail("p50", "us"), P99: Detail("p99", "us")}
+_WITH_LONGEST: Final = {**_LATENCY, LONGEST: Detail("longest", "us")}
 
 
 def _sending(flows: int) -> Callable[[Session, Peer, float], Sample]:
@@ -105,7 +107,7 @@ def _throughput(load: Callable[[Session, float], dict[str, float]]) -> Callable[
 def _rate(result: dict[str, float]) -> Sample:
     if not result["operations"]:
         raise BenchError(f"not one operation succeeded, {result['errors']:.0f} failed")
-    details = {key: result[key] for key in _LATENCY}
+    details = {key: result[key] for key in _WITH_LONGEST}
     return Sample(result["operations"] / result["seconds"], int(result["errors"]), details)
 
 
@@ -167,20 +169,20 @@ ROWS: Final = {
         Row(name="tcp-rr", title="TCP request/response", unit="/s", details=_LATENCY, measure=_operations("rr")),
         Row(name="tcp-crr", title="TCP connect/request/response", unit="/s", details=_LATENCY,
             measure=_operations("crr", 1)),
-        Row(name="tcp-crr-16", title="the same, 16 clients", unit="/s", details=_LATENCY,
+        Row(name="tcp-crr-16", title="TCP connect/request/response, 16 clients", unit="/s", details=_WITH_LONGEST,
             measure=_operations("crr", 16)),
-        Row(name="tcp-crr-64", title="the same, 64 clients", unit="/s", details=_LATENCY,
+        Row(name="tcp-crr-64", title="TCP connect/request/response, 64 clients", unit="/s", details=_WITH_LONGEST,
             measure=_operations("crr", 64)),
         Row(name="udp-rr", title="UDP request/response", unit="/s", details=_LATENCY, measure=_operations("udp-rr")),
         Row(name="udp-new-flow", title="UDP, a new flow each", unit="/s", details=_LATENCY, fresh=True,
             measure=_operations("udp-new-flow", NEW_FLOWS)),
         Row(name="dns-zone", title="DNS, local zone", unit="/s", details=_LATENCY, needs=Needs.ZONE_SERVER,
             measure=_dns_zone(1)),
-        Row(name="dns-zone-50", title="the same, 50 in flight", unit="/s", needs=Needs.ZONE_SERVER,
+        Row(name="dns-zone-50", title="DNS, local zone, 50 in flight", unit="/s", needs=Needs.ZONE_SERVER,
             measure=_dns_zone(50)),
         Row(name="dns-forward", title="DNS, forwarded", unit="/s", details=_LATENCY, needs=Needs.FORWARDING_SERVER,
             measure=_dns_forwarded(1)),
-        Row(name="dns-forward-50", title="the same, 50 in flight", unit="/s", needs=Needs.FORWARDING_SERVER,
+        Row(name="dns-forward-50", title="DNS, forwarded, 50 in flight", unit="/s", needs=Needs.FORWARDING_SERVER,
             measure=_dns_forwarded(50)),
         Row(name="memory", title="memory at rest (RSS)", unit="MB", higher_is_better=False, fresh=True,
             needs=Needs.PROCESS, measure=_memory(1000),
