@@ -284,8 +284,11 @@ def _copied_options(options: bytes) -> Iterator[bytes]:
         kind = options[position]
         if kind == _OPTION_END:
             return
-        length = 1 if kind == _OPTION_NOP else options[position + 1] if position + 1 < len(options) else 0
-        if not 0 < length <= len(options) - position:
+        if kind == _OPTION_NOP:
+            position += 1
+            continue
+        length = options[position + 1] if position + 1 < len(options) else 0
+        if not 2 <= length <= len(options) - position:
             return
         if kind & _OPTION_COPY:
             yield options[position : position + length]
