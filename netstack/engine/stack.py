@@ -80,7 +80,7 @@ class Stack:
         """Frames, packets and flows refused so far, by reason word."""
         return self._outbox.dropped
 
-    # -- frames from the guest -----------------------------------------------------------------------------------------
+    # -- frames from the guest -------------------------------------------------------------------------------
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
@@ -309,7 +309,7 @@ class Stack:
         self.udp.guest_left(addresses, now)
         self.echo.guest_left(addresses, now)
 
-    # -- what happened on the host side --------------------------------------------------------------------------------
+    # -- what happened on the host side ----------------------------------------------------------------------
 
     def stream_opened(self, flow: int, now: float) -> None:
         """OpenStream succeeded."""
@@ -366,7 +366,7 @@ class Stack:
     def _wake_session(self, flow: int) -> None:
         self.tcp.wake(flow)
 
-    # -- time, and what is to be done ------------------------------------------------------------------------------------
+    # -- time, and what is to be done ------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
         """When `advance` wants to be called, infinity while nothing waits for time to pass."""
@@ -397,7 +397,8 @@ class Stack:
     def take_frames(self, now: float, room: int = 1 << 30) -> list[bytes]:
         """The frames for the guest: answers first, then about `room` segments of data; see `frames_wait`."""
         outbox = self._outbox
-        frames, outbox.frames = outbox.frames, []
+        frames = outbox.frames.copy()
+        outbox.frames.clear()  # the list itself stays: every connection appends to it
         if outbox.packets:
             packets, outbox.packets = outbox.packets, []
             mtu = self.settings.link.mtu

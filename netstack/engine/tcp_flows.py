@@ -150,7 +150,7 @@ class TcpFlows:
         self._touched: list[TcpFlow] = []
         self._timers: Timers[TcpFlow] = Timers()
 
-    # -- from the guest --------------------------------------------------------------------------------------------
+    # -- from the guest --------------------------------------------------------------------------------------
 
     def touch(self, flow: TcpFlow) -> None:
         """This flow has something to say, or to be asked, at the end of the batch."""
@@ -262,7 +262,7 @@ class TcpFlows:
         flow.connection.abort()
         self._abandon(flow, "evicted", now)
 
-    # -- from the host -----------------------------------------------------------------------------------------------
+    # -- from the host ---------------------------------------------------------------------------------------
 
     def opened(self, number: int, now: float) -> None:
         """The dial succeeded: now, and not before, the guest's SYN is answered."""
@@ -338,7 +338,7 @@ class TcpFlows:
             else:
                 self._forget(flow)
 
-    # -- at the end of a batch -----------------------------------------------------------------------------------------
+    # -- at the end of a batch -------------------------------------------------------------------------------
 
     def settle(self, now: float) -> None:
         """Turn what the guest did in this batch into effects."""
@@ -430,7 +430,7 @@ class TcpFlows:
         """Whether something is left for the next `output`."""
         return bool(self._touched)
 
-    # -- time ------------------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
         """When `advance` wants to be called."""
@@ -453,7 +453,7 @@ class TcpFlows:
             self._outbox.effects.append(effects.AbortStream(flow.id))
             self.failed(flow.id, effects.TIMED_OUT, now)
 
-    # -- the end ---------------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def _abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
         if tell_host and flow.session is None:

@@ -1,0 +1,163 @@
+"""The thin trio driver of one engine: moves frames and bytes, carries out effects, arms one timer.
+
+Everything between a wake-up and the frames it leads to is plain calls: `flush` runs once a batch, whoever was woken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from guest_iface.link import Link, LinkClosed
+from guest_iface.switch import Switch
+from netstack.engine.effects import Report, ResolveUpstream
+from netstack.engine.events import Event
+from netstack.engine.settings import NetworkSettings
+from netstack.engine.stack import Stack
+from netstack.gateway.host_sockets import HostSockets
+
+MAX_BACKLOG: Final = 256
+"""Frames a link may have waiting before bulk data is held back in the engine, where nothing is lost."""
+
+
+class AnswersDns(Protocol):
+    """What the driver needs of a resolver."""
+
+    async def ask(self, message: bytes) -> bytes | None:
+        """Ask upstream; None when nobody answered."""
+
+
+def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
+    """Initial sequence numbers of RFC 6528 section 3: a clock of 4 us and a keyed hash of addresses and ports."""
+    key = secrets.token_bytes(32)
+
+    def initial_sequence(flow: bytes, now: float) -> int:
+        digest = hashlib.blake2s(flow, key=key, digest_size=4).digest()
+        return (int.from_bytes(digest, "big") + int(now * 250_000)) & 0xFFFFFFFF
+
+    return initial_sequence
+
+
+class Driver:
+    """One gateway. `run` keeps it going, `serve` attaches a guest; both raise nothing for what a guest does."""
+
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        *,
+        resolver: AnswersDns,
+        event_sink: Callable[[Event, float], None] | None = None,
+    ) -> None:
+        """`event_sink(event, now)` is called for everything worth telling; it must not block."""
+        self.stack = Stack(settings, initial_sequence=keyed_sequence_numbers())
+        self.switch = Switch(settings.gateway_mac)
+        self.sockets = HostSockets(self.stack)
+        self._resolver = resolver
+        self._event_sink = event_sink
+        self._links: list[Link] = []
+        self._nursery: trio.Nursery | None = None
+        self._timer = trio.CancelScope()
+        self._stalled = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve host sockets, timers and DNS until cancelled; then every host socket is closed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._watch_host_sockets)
+                nursery.start_soon(self._watch_time)
+                nursery.start_soon(self._watch_backlog)
+                task_status.started()
+        finally:
+            self._nursery = None
+            self.sockets.close()
+
+    async def serve(self, link: Link) -> None:
+        """Carry frames between one link and the engine until the link ends.
+
+        Returns when the guest's side is gone; raises LinkError when it sends what cannot be understood. `run` must be
+        running. The link is closed on the way out.
+        """
+        port = self.switch.attach(link)
+        self._links.append(link)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(link.run)
+                try:
+                    await self._pump(link, port)
+                except LinkClosed:
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._links.remove(link)
+            link.close()
+            for mac in self.switch.detach(port):
+                self.stack.guest_left(mac, trio.current_time())
+            self.flush()
+
+    async def _pump(self, link: Link, port: int) -> None:
+        receive_frame = self.stack.receive_frame
+        while True:
+            frames = await link.receive_batch()
+            now = trio.current_time()
+            for frame in self.switch.ingress(port, frames, now):
+                receive_frame(frame, now)
+            self.flush()
+
+    async def _watch_host_sockets(self) -> None:
+        sockets = self.sockets
+        while True:
+            await trio.lowlevel.wait_readable(sockets)
+            sockets.handle_ready(trio.current_time())
+            self.flush()
+
+    async def _watch_time(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self.stack.next_deadline()) as self._timer:
+                await trio.sleep_forever()
+            self.stack.advance(trio.current_time())
+            self.flush()
+
+    async def _watch_backlog(self) -> None:
+        """Data that was held back because a link had too much waiting goes on once the links have caught up."""
+        while True:
+            await self._stalled.wait()
+            for link in list(self._links):
+                await link.wait_backlog_drained()
+            self._stalled = trio.Event()
+            self.flush()
+            await trio.lowlevel.checkpoint()
+
+    def flush(self) -> None:
+        """Carry out what the engine asks, send what it has for the guests, and set the alarm for the next deadline."""
+        stack = self.stack
+        now = trio.current_time()
+        perform = self.sockets.perform
+        asked = stack.take_effects(now)
+        while asked:
+            for effect in asked:
+                if isinstance(effect, Report):
+                    if self._event_sink is not None:
+                        self._event_sink(effect.event, now)
+                elif isinstance(effect, ResolveUpstream):
+                    if self._nursery is not None:
+                        self._nursery.start_soon(self._resolve, effect)
+                else:
+                    perform[type(effect)](effect, now)
+            asked = stack.take_effects(now)
+        frames = stack.take_frames(now, MAX_BACKLOG - self.switch.backlog)
+        if frames:
+            self.switch.egress(frames)
+        if stack.frames_wait:
+            self._stalled.set()
+        deadline = stack.next_deadline()
+        if deadline < self._timer.deadline:  # moving it costs; one that comes too early only looks around
+            self._timer.deadline = deadline
+
+    async def _resolve(self, effect: ResolveUpstream) -> None:
+        answer = await self._resolver.ask(effect.message)
+        self.stack.dns_resolved(effect.query, answer, trio.current_time())
+        self.flush()
