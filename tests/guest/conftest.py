@@ -1,0 +1,78 @@
+"""Fixtures of the guest tests. What a test needs of the machine its marker says: see tests/conftest.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .lab import Lab
+from .network import Network, World, start_network
+
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+LINKS = ("tap",) if os.environ.get("GUEST_STANDIN") else ("tap", "dgram")
+_networks: list[Network] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _search_path() -> Iterator[None]:
+    """ip, tc and udhcpc live in sbin directories, which a user's PATH may leave out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{os.environ['PATH']}:{SBIN}")
+        yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The host namespace, its servers, and the Internet behind."""
+    with Lab(tmp_path_factory.mktemp("guest")) as lab:
+        yield World(lab)
+
+
+@pytest.fixture(scope="module", params=LINKS)
+def network(request: pytest.FixtureRequest, world: World) -> Iterator[Network]:
+    """A guest with its address, shared by the tests of a module: once on a TAP, once on a unix datagram socket."""
+    made = start_network(world, request.param)
+    _networks.append(made)
+    yield made
+    _networks.remove(made)
+    made.close()
+
+
+@pytest.fixture
+def fresh(world: World) -> Iterator[Callable[..., Network]]:
+    """`fresh("dgram", options=[...])`: networks for one test, as `start_network` makes them."""
+    mine: list[Network] = []
+
+    def start(link: str, **options: object) -> Network:
+        made = start_network(world, link, **options)
+        mine.append(made)
+        _networks.append(made)
+        return made
+
+    yield start
+    for made in mine:
+        _networks.remove(made)
+        made.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add the end of each running gateway's output to the report of a failed test."""
+    report = yield
+    if report.failed:
+        for network in _networks:
+            log = network.gateway.process.log
+            report.sections.append((f"netstack on {network.link}, pid {network.gateway.process.pid}", log[-8000:]))
+    return report
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A directory that programs of other users can reach too."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == os.geteuid() and directory != Path("/tmp"):
+            directory.chmod(directory.stat().st_mode | 0o111)
+    return tmp_path
