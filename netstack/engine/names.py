@@ -1,0 +1,43 @@
+"""Host names in one canonical form, for the rules and for every name that is seen: DNS question, SNI, Host, QUIC."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_NAME: Final = 253
+"""Characters without the final dot (RFC 1035 section 2.3.4)."""
+
+# Letters, digits, hyphen (RFC 952, RFC 1123 section 2.1), and the underscore of service names (RFC 8552).
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+
+
+def canonical(name: str | bytes) -> str | None:
+    """`name` trimmed, in lower case, without its one final dot; None when it is no host name.
+
+    A name whose last label is a number is an IP address to every URL parser, in whatever base (WHATWG URL, "ends in a
+    number"): an address is never a host name. Names beyond ASCII are None too: rules are turned to A-labels before
+    they come here, and on the wire nothing else is a name (RFC 5890 section 2.3.2.1).
+    """
+    if isinstance(name, bytes):
+        if not name.isascii():
+            return None
+        name = name.decode("ascii")
+    name = name.strip(" \t\r\n").lower().removesuffix(".")
+    if not name or len(name) > MAX_NAME:
+        return None
+    labels = name.split(".")
+    if not all(_LABEL.fullmatch(label) for label in labels) or _NUMBER.fullmatch(labels[-1]):
+        return None
+    return name
+
+
+def suffixes(name: str) -> list[str]:
+    """The domains a canonical name lies below, the longest first: `b.c` and `c` for `a.b.c`."""
+    found = []
+    position = name.find(".")
+    while position >= 0:
+        found.append(name[position + 1 :])
+        position = name.find(".", position + 1)
+    return found

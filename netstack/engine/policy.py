@@ -1,0 +1,181 @@
+"""What may leave the guest: rules in, verdicts out, each with its reason. No state: a Policy never changes, it is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from netstack.engine import addresses
+from netstack.engine.rules import Rule, RuleSet
+from netstack.engine.settings import NetworkSettings
+
+REFUSE: Final = 0
+ALLOW: Final = 1
+PEEK: Final = 2
+"""Only the flow's first bytes can tell: they say the name."""
+
+ACTION_WORDS: Final = {REFUSE: "refused", ALLOW: "allowed", PEEK: "peek"}
+
+# How a DNS question for a name that is not allowed is answered.
+NULL: Final = "null"
+NXDOMAIN: Final = "nxdomain"
+REFUSED: Final = "refused"
+SINKHOLE_MODES: Final = (NULL, NXDOMAIN, REFUSED)
+
+REAL: Final = "real"
+SYNTHETIC: Final = "synthetic"
+ANSWER_MODES: Final = (REAL, SYNTHETIC)
+
+
+class Verdict(NamedTuple):
+    """A decision and what it rests on.
+
+    `step` is where it fell: syn, tls, http, quic, datagram, echo, dns, dial, hook, replaced. `rule` is the rule's text,
+    empty when there is none; `name` and `source` (sni, host, quic, dns) say for which name, where there was one.
+    """
+
+    action: int
+    step: str
+    reason: str
+    rule: str = ""
+    name: str = ""
+    source: str = ""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the flow may go on (PEEK is not yet a yes)."""
+        return self.action == ALLOW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """Everything the policy is told.
+
+    `rules` None: no list, full access. An empty tuple allows nothing (deny_all). `disabled`: no network at all.
+    """
+
+    rules: tuple[Rule, ...] | None = None
+    disabled: bool = False
+    sinkhole: str = NULL
+    answers: str = REAL
+    pass_service_bindings: bool = False
+    """Answer HTTPS and SVCB questions for allowed names; they may hide the name (ECH) or carry addresses of their own."""
+    strict_ech: bool = False
+    """Refuse any TLS hello that carries Encrypted ClientHello, GREASE included."""
+
+
+class Policy:
+    """Every decision about a guest's traffic."""
+
+    def __init__(self, settings: PolicySettings, network: NetworkSettings) -> None:
+        self.settings = settings
+        self.rules = RuleSet(settings.rules or ())
+        self._network = network
+
+    @property
+    def unrestricted(self) -> bool:
+        """Whether there is no list: everything but the places that are never reached is allowed."""
+        return self.settings.rules is None and not self.settings.disabled
+
+    def connect(self, protocol: int, address: bytes, port: int, *, step: str, answered: Iterable[str] = ()) -> Verdict:
+        """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
+        fault = self._never(address)
+        if fault:
+            return Verdict(REFUSE, step, fault)
+        if self.unrestricted:
+            return Verdict(ALLOW, step, "no-list")
+        rules = self.rules
+        by_address = rules.for_address(address, host_alias=address == self._network.host_ip)
+        for rule in by_address:
+            if rule.covers(protocol, port):
+                return Verdict(ALLOW, step, "address-rule", rule.text)
+        peeks = rules.peeks(protocol, port)
+        if not peeks:
+            for name in answered:
+                for rule in rules.for_name(name):
+                    if rule.first_port and rule.covers(protocol, port):
+                        return Verdict(ALLOW, step, "answered-name", rule.text, name, "dns")
+        place = addresses.kind(address)
+        if peeks and place == "public":
+            return Verdict(PEEK, step, "name-decides")
+        if by_address:
+            return Verdict(REFUSE, step, "port-not-covered", by_address[0].text)
+        return Verdict(REFUSE, step, "no-rule" if place == "public" else f"{place}-address")
+
+    def echo(self, address: bytes) -> Verdict:
+        """An ICMP echo request: only to places that a rule lists by address, whatever its port."""
+        fault = self._never(address)
+        if fault:
+            return Verdict(REFUSE, "echo", fault)
+        if self.unrestricted:
+            return Verdict(ALLOW, "echo", "no-list")
+        for rule in self.rules.for_address(address, host_alias=address == self._network.host_ip):
+            if not rule.protocol and not rule.first_port:
+                return Verdict(ALLOW, "echo", "address-rule", rule.text)
+        return Verdict(REFUSE, "echo", "no-rule")
+
+    def name(self, protocol: int, name: str, port: int, *, step: str, source: str) -> Verdict:
+        """A flow whose first bytes say `name` (canonical)."""
+        if self.settings.disabled:
+            return Verdict(REFUSE, step, "disabled", name=name, source=source)
+        if self.unrestricted:
+            return Verdict(ALLOW, step, "no-list", name=name, source=source)
+        found = self.rules.for_name(name)
+        for rule in found:
+            if rule.covers(protocol, port):
+                return Verdict(ALLOW, step, "name-rule", rule.text, name, source)
+        if found:
+            return Verdict(REFUSE, step, "port-not-covered", found[0].text, name, source)
+        return Verdict(REFUSE, step, "name-not-allowed", "", name, source)
+
+    def question(self, name: str | None, shown: str = "") -> Verdict:
+        """A DNS question for `name` (canonical; None when it is no host name, `shown` is how it was spelled)."""
+        if self.settings.disabled:
+            return Verdict(REFUSE, "dns", "disabled", name=name or shown, source="dns")
+        if self.unrestricted:
+            return Verdict(ALLOW, "dns", "no-list", name=name or shown, source="dns")
+        if name is None:
+            return Verdict(REFUSE, "dns", "not-a-host-name", name=shown, source="dns")
+        found = self.rules.for_name(name)
+        if found:
+            return Verdict(ALLOW, "dns", "name-rule", found[0].text, name, "dns")
+        return Verdict(REFUSE, "dns", "name-not-allowed", "", name, "dns")
+
+    def candidate(self, protocol: int, address: bytes, port: int) -> str:
+        """Why an address that a name stands for must not be dialled; empty when it may.
+
+        A public name that points at private places is DNS rebinding; only an address rule makes that right, and nothing
+        does for metadata services and the guest's own subnet.
+        """
+        fault = self._never(address)
+        if fault:
+            return fault
+        if len(address) == 4 and self._network.in_subnet(address):
+            return "own-subnet"
+        if self.unrestricted:
+            return ""
+        place = addresses.kind(address)
+        if place == "public" or any(rule.covers(protocol, port) for rule in self.rules.for_address(address)):
+            return ""
+        return f"{place}-address"
+
+    def answerable(self, address: bytes) -> str:
+        """Why an address must be taken out of an upstream answer (DNS rebinding); empty when it may stay."""
+        if self.unrestricted:
+            return ""
+        fault = self._never(address)
+        if fault:
+            return fault
+        if len(address) == 4 and self._network.in_subnet(address):
+            return "own-subnet"
+        place = addresses.kind(address)
+        return "" if place == "public" or self.rules.for_address(address) else f"{place}-address"
+
+    def _never(self, address: bytes) -> str:
+        """Why no rule opens a place: there is no network, or a cloud's metadata service may live there."""
+        if self.settings.disabled:
+            return "disabled"
+        if not self._network.metadata_access and addresses.is_metadata(address):
+            return "metadata"
+        return ""
