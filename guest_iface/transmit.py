@@ -111,7 +111,7 @@ class QueuedLink(Link):
         raise LinkClosed(f"{self.name}: the link was closed")
 
     def _fail(self, reason: str) -> None:
-        """The write side found the guest gone: once what it left has been read, `receive_batch` raises LinkClosed."""
+        """The guest was found gone: once what it left has been read, `receive_batch` raises LinkClosed."""
         self._failure = f"{self.name}: {reason}"
         self._attached = False
         self._wake(self._read_fd)
@@ -274,7 +274,7 @@ class PacketLink(QueuedLink):
 
     def _read_failed(self, error: OSError) -> None:
         """A read failed otherwise than for want of frames. By default that is the end of the link."""
-        self._failure = f"{self.name}: {error.strerror}"
+        self._fail(str(error.strerror))
 
     def _write_failed(self, error: OSError) -> str:
         """A write failed: the reason to count. By default no further frame can go there."""

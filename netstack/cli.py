@@ -212,9 +212,12 @@ def run(
 
     links = link_specs(vfkit=vfkit, qemu=qemu, bess=bess, vpnkit=vpnkit, stdio=stdio, fds=fds, taps=taps, netns=netns)
     config = _configuration(links, **options)
-    from netstack.gateway.run_command import run_gateway
+    from netstack.gateway.run_command import RunFailed, run_gateway
 
-    run_gateway(config)
+    try:
+        run_gateway(config)
+    except RunFailed as error:
+        raise click.ClickException(str(error)) from error
     return 0
 
 

@@ -124,11 +124,13 @@ class DnsServer:
         ident, flags = head
         if flags & wire.QR:
             return Drop("dns-not-a-query")
-        query: wire.Query | str = "dns-opcode" if flags & wire.OPCODE else wire.parse_query(message)
+        query = wire.parse_query(message)
         if isinstance(query, str):
             rcode = wire.NOTIMP if flags & wire.OPCODE else wire.FORMERR
             return Answer(self._answer_unread(rcode, ident, flags, guest, transport))
         client = _Client(token, guest, transport, query, now)
+        if flags & wire.OPCODE:
+            return Answer(self._answer(client, wire.Reply(wire.NOTIMP), "refused", now))
         edns = query.edns
         if edns is not None and (edns.version or edns.options is None):
             # RFC 6891 sections 6.1.3 and 7: with question and OPT, so that the client knows EDNS as such is understood.
@@ -216,7 +218,7 @@ class DnsServer:
         rcode = reply.rcode
         if edns is None and rcode > wire.RCODE:
             rcode = wire.SERVFAIL  # its upper bits have no place without EDNS
-        flags = wire.QR | wire.RA | query.flags & (wire.RD | wire.CD) | rcode & wire.RCODE
+        flags = wire.QR | wire.RA | query.flags & (wire.OPCODE | wire.RD | wire.CD) | rcode & wire.RCODE
         if reply.authoritative:
             flags |= wire.AA
         if reply.truncated:

@@ -32,7 +32,6 @@ from netstack.wire import ethernet, icmp, ipv4, tcp, udp
 from netstack.wire.checksum import checksum, pseudo_header_sum
 
 _DHCP_SERVER_PORT: Final = 67
-_UNSPECIFIED: Final = bytes(4)
 
 # What the hot path needs of a frame: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
 _GUARD = Struct("!HBBHHHBB")
@@ -54,6 +53,7 @@ class Stack:
         self.settings = settings
         self._outbox = outbox = Outbox()
         self._mac = settings.gateway_mac
+        self._broadcasts = (settings.broadcast_ip, b"\xff\xff\xff\xff")
         self._verify = settings.link.verify_checksums
         self.dhcp = DhcpServer(settings, report=outbox.report, drop=outbox.drop)
         self.neighbours = Neighbours(settings, drop=outbox.drop, holder=self.dhcp.holder)
@@ -135,7 +135,7 @@ class Stack:
         if isinstance(header, str):
             self._outbox.drop(header)
             return
-        fault = self._source_fault(header, mac, now)
+        fault = self._source_fault(packet, header, mac, now)
         if fault is not None:
             self._outbox.drop(fault)
             return
@@ -167,22 +167,30 @@ class Stack:
             self._outbox.drop("ip-protocol")
             self._error(icmp.UNREACHABLE, icmp.PROTOCOL_UNREACHABLE, packet, now)
 
-    def _source_fault(self, header: ipv4.Ipv4, mac: bytes, now: float) -> str | None:
+    def _source_fault(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, now: float) -> str | None:
         """Why a packet may not come from where it says it does; None when it may."""
         source, settings = header.source, self.settings
         if _SOURCE_ROUTES & _option_kinds(header.options):
             return "ip-source-route"
-        if source == _UNSPECIFIED:
-            # Only a client that has no address yet (RFC 2131 section 4.1).
-            return None if header.protocol == ipv4.UDP and not header.fragment_offset else "ip-source-unspecified"
         if source == settings.gateway_ip or source in settings.virtual_ips:
             return "ip-source-is-gateway"
         if not settings.in_subnet(source) or source in (settings.subnet, settings.broadcast_ip):
-            return "ip-source-off-subnet"
+            # DHCP clients have no address yet (RFC 2131 section 4.1), a link-local one, or one of a network they left.
+            return None if self._is_for_dhcp(packet, header) else "ip-source-off-subnet"
         self.neighbours.learn(source, mac, now)
         if self.neighbours.lookup(source) != mac:
             return "ip-source-of-another"
         return None
+
+    def _is_for_dhcp(self, packet: bytes, header: ipv4.Ipv4) -> bool:
+        """Whether this is a whole datagram to our DHCP server."""
+        port = packet[header.header_length + 2 : header.header_length + 4]
+        return (
+            header.protocol == ipv4.UDP
+            and not (header.more_fragments or header.fragment_offset)
+            and port == _DHCP_SERVER_PORT.to_bytes(2, "big")
+            and (header.destination == self.settings.gateway_ip or header.destination in self._broadcasts)
+        )
 
     def _passes_through(self, header: ipv4.Ipv4, route: Route) -> bool:
         """Whether the gateway is a hop on this packet's way, not its end. The host's alias is no hop further."""
@@ -243,10 +251,10 @@ class Stack:
             return
         gateway = self.settings.gateway_ip
         to_gateway = header.destination == gateway
-        if datagram.destination_port == _DHCP_SERVER_PORT and (to_gateway or route.kind == routes.GROUP):
+        if self._is_for_dhcp(packet, header):
             self._answer_dhcp(datagram.payload, header.source, mac, now)
-        elif header.source == _UNSPECIFIED:
-            self._outbox.drop("ip-source-unspecified")
+        elif not datagram.destination_port or not datagram.source_port:
+            self._outbox.drop("udp-port-zero")
         elif route.kind == routes.OUT:
             key = header.source + header.destination + packet[start : start + 4]
             self.udp.send(key, packet, header, datagram, route.dialled, now)

@@ -129,7 +129,7 @@ def get_lease(network: Network) -> Lease:
         address=ipaddress.IPv4Interface(f"{address}/{mask}"),
         router=socket.inet_ntoa(options[dpkt.dhcp.DHCP_OPT_ROUTER][:4]),
         resolver=socket.inet_ntoa(options[dpkt.dhcp.DHCP_OPT_DNS_SVRS][:4]),
-        mtu=int.from_bytes(options[dpkt.dhcp.DHCP_OPT_INTMTU], "big"),
+        mtu=int.from_bytes(options[dpkt.dhcp.DHCP_OPT_MTUSIZE], "big"),
         seconds=int.from_bytes(options[dpkt.dhcp.DHCP_OPT_LEASE_SEC], "big"),
         mac=network.mac,
     )

@@ -235,11 +235,13 @@ def test_a_response_is_dropped() -> None:
 
 @pytest.mark.parametrize("opcode", [1, 2, dns.opcode.NOTIFY, dns.opcode.UPDATE, 6, 15])
 def test_other_opcodes_are_not_implemented(opcode: int) -> None:
-    message = query()
+    message = query(rtype="SOA", use_edns=0)
     message.set_opcode(dns.opcode.from_text(str(opcode)))
     answer = Gateway().answer(message)
     assert (answer.id, answer.opcode(), answer.rcode()) == (message.id, opcode, dns.rcode.NOTIMP)
-    assert not answer.question
+    assert answer.edns == 0
+    unreadable = Gateway().answer(header(opcode << 11))
+    assert (unreadable.opcode(), unreadable.rcode()) == (opcode, dns.rcode.NOTIMP)
 
 
 @pytest.mark.parametrize(
