@@ -8,9 +8,11 @@ from typing import Final
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.host_errors import HostErrors
+from netstack.engine.judge import Judge, Question
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
+from netstack.engine.verdict import Verdict
 from netstack.wire import icmp, ipv4
 
 IDLE: Final = 60.0
@@ -24,11 +26,12 @@ class EchoFlow:
 
     __slots__ = (
         "deadline", "destinations", "first", "guest", "heard_at", "id", "identifier", "opened_at", "received",
-        "scheduled", "sent",
+        "scheduled", "sent", "verdict",
     )  # fmt: skip
 
-    def __init__(self, number: int, guest: bytes, identifier: int, now: float) -> None:
+    def __init__(self, number: int, guest: bytes, identifier: int, verdict: Verdict, now: float) -> None:
         self.id = number
+        self.verdict = verdict
         self.guest = guest
         self.identifier = identifier
         self.destinations: dict[bytes, tuple[bytes, bytes]] = {}
@@ -45,7 +48,8 @@ class EchoFlow:
 class EchoFlows:
     """Every echo flow of one engine."""
 
-    def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors) -> None:
+    def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors, judge: Judge) -> None:
+        self._judge = judge
         self._settings = settings
         self._outbox = outbox
         self._host_errors = host_errors
@@ -55,19 +59,27 @@ class EchoFlows:
 
     def request(self, packet: bytes, header: ipv4.Ipv4, echo: icmp.Echo, dialled: bytes, now: float) -> None:
         """An echo request from the guest to `dialled`, the address after NAT."""
+        question = Question(0, ipv4.ICMP, (header.source, echo.identifier), (header.destination, 0))
+        verdict = self._judge.echo(question)
+        if not verdict.allowed:
+            self._judge.refused(question, verdict, "unreachable", now)
+            self._host_errors.tell(effects.PROHIBITED, packet, header.destination, now)
+            return
         place = (header.source, echo.identifier)
         flow = self._table.get(place)
         if flow is None:
             if len(self._table) >= self._settings.max_echo_flows:
                 self._outbox.drop("icmp-table-full")
                 self._close(next(iter(self._table.values())), "evicted", now)
-            flow = EchoFlow(self._outbox.next_flow(), header.source, echo.identifier, now)
+            flow = EchoFlow(self._outbox.next_flow(), header.source, echo.identifier, verdict, now)
             flow.first = (header.destination, dialled)
             self._table[place] = self._by_number[flow.id] = flow
             self._timers.schedule(flow)
             self._outbox.effects.append(effects.OpenEcho(flow.id))
             self._outbox.report(
-                FlowOpened(flow.id, "icmp", (header.source, echo.identifier), (header.destination, 0), (dialled, 0))
+                FlowOpened(
+                    flow.id, "icmp", (header.source, echo.identifier), (header.destination, 0), (dialled, 0), verdict
+                )
             )
         if dialled not in flow.destinations and len(flow.destinations) >= MAX_DESTINATIONS:
             del flow.destinations[next(iter(flow.destinations))]
@@ -123,6 +135,6 @@ class EchoFlows:
         self._outbox.report(
             FlowClosed(
                 flow.id, "icmp", (flow.guest, flow.identifier), (known, 0), (dialled, 0), reason, flow.sent,
-                flow.received, now - flow.opened_at,
+                flow.received, now - flow.opened_at, flow.verdict,
             )
         )  # fmt: skip

@@ -41,6 +41,25 @@ class OpenStream(NamedTuple):
     port: int
 
 
+class OpenNamed(NamedTuple):
+    """Find the addresses of `name`, keep those `Stack.candidate_fault` has nothing against, and dial them on `port`.
+
+    Answer with `stream_opened` (and the address that answered) or `stream_failed`.
+    """
+
+    flow: int
+    name: str
+    port: int
+
+
+class ResolveName(NamedTuple):
+    """Find the addresses of `name` for a datagram flow. Answer once with `name_resolved`."""
+
+    flow: int
+    name: str
+    port: int
+
+
 class SendStream(NamedTuple):
     """Write `chunks` in order; report each byte the host took with `stream_sent`. Keep what it did not take and go on later."""
 
@@ -131,6 +150,8 @@ class Report(NamedTuple):
 
 Effect = (
     OpenStream
+    | OpenNamed
+    | ResolveName
     | SendStream
     | ReadStream
     | ShutdownStream

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from netstack.engine.verdict import Verdict
+
 
 class LeaseEvent(NamedTuple):
     """A DHCP exchange that changed or refused something. `action`: offered, acknowledged, refused, released, declined."""
@@ -19,7 +21,11 @@ class LeaseEvent(NamedTuple):
 
 
 class DnsEvent(NamedTuple):
-    """One answered DNS question. `source`: zone, cache, upstream, refused. `rcode` in words (NOERROR, NXDOMAIN, ...)."""
+    """One answered DNS question.
+
+    `source`: zone, cache, upstream, refused (could not be asked), policy (the name is not allowed; `verdict` says why).
+    `rcode` in words (NOERROR, NXDOMAIN, ...).
+    """
 
     guest: bytes
     name: str
@@ -29,16 +35,21 @@ class DnsEvent(NamedTuple):
     rcode: str
     answers: int
     seconds: float
+    verdict: Verdict | None = None
 
 
 class FlowOpened(NamedTuple):
-    """A flow that reached its destination. `dialled` is the address after NAT; `protocol`: tcp, udp, icmp."""
+    """A flow that reached its destination, and why it might. `protocol`: tcp, udp, icmp.
+
+    `dialled` is the address after NAT, or the one the name of the verdict stands for.
+    """
 
     flow: int
     protocol: str
     guest: tuple[bytes, int]
     destination: tuple[bytes, int]
     dialled: tuple[bytes, int]
+    verdict: Verdict
 
 
 class FlowClosed(NamedTuple):
@@ -53,6 +64,32 @@ class FlowClosed(NamedTuple):
     sent: int
     received: int
     seconds: float
+    verdict: Verdict
+
+
+class FlowRefused(NamedTuple):
+    """A flow that the policy did not allow.
+
+    `told` is what the guest was told: reset, alert (TLS), forbidden (HTTP 403), unreachable (ICMP), closed, nothing.
+    `total`: how many refusals like this there were; told for the 1st, 10th, 100th, ... `generation` counts policies.
+    """
+
+    flow: int
+    protocol: str
+    guest: tuple[bytes, int]
+    destination: tuple[bytes, int]
+    verdict: Verdict
+    told: str
+    total: int
+    generation: int
+
+
+class PolicyReplaced(NamedTuple):
+    """Another policy is in force. `why`: reload, api, kill-switch."""
+
+    generation: int
+    why: str
+    rules: int
 
 
 class FrameDropped(NamedTuple):
@@ -62,4 +99,4 @@ class FrameDropped(NamedTuple):
     total: int
 
 
-Event = LeaseEvent | DnsEvent | FlowOpened | FlowClosed | FrameDropped
+Event = LeaseEvent | DnsEvent | FlowOpened | FlowClosed | FlowRefused | PolicyReplaced | FrameDropped

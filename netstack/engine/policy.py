@@ -1,21 +1,18 @@
-"""What may leave the guest: rules in, verdicts out, each with its reason. No state: a Policy never changes, it is replaced."""
+"""What may leave the guest: rules in, verdicts out, each with its reason.
+
+A Policy has no state and never changes: it is replaced.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from netstack.engine import addresses
 from netstack.engine.rules import Rule, RuleSet
 from netstack.engine.settings import NetworkSettings
-
-REFUSE: Final = 0
-ALLOW: Final = 1
-PEEK: Final = 2
-"""Only the flow's first bytes can tell: they say the name."""
-
-ACTION_WORDS: Final = {REFUSE: "refused", ALLOW: "allowed", PEEK: "peek"}
+from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Verdict
 
 # How a DNS question for a name that is not allowed is answered.
 NULL: Final = "null"
@@ -26,26 +23,6 @@ SINKHOLE_MODES: Final = (NULL, NXDOMAIN, REFUSED)
 REAL: Final = "real"
 SYNTHETIC: Final = "synthetic"
 ANSWER_MODES: Final = (REAL, SYNTHETIC)
-
-
-class Verdict(NamedTuple):
-    """A decision and what it rests on.
-
-    `step` is where it fell: syn, tls, http, quic, datagram, echo, dns, dial, hook, replaced. `rule` is the rule's text,
-    empty when there is none; `name` and `source` (sni, host, quic, dns) say for which name, where there was one.
-    """
-
-    action: int
-    step: str
-    reason: str
-    rule: str = ""
-    name: str = ""
-    source: str = ""
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the flow may go on (PEEK is not yet a yes)."""
-        return self.action == ALLOW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +37,7 @@ class PolicySettings:
     sinkhole: str = NULL
     answers: str = REAL
     pass_service_bindings: bool = False
-    """Answer HTTPS and SVCB questions for allowed names; they may hide the name (ECH) or carry addresses of their own."""
+    """Answer HTTPS and SVCB questions for allowed names: they may hide a name (ECH) or carry addresses."""
     strict_ech: bool = False
     """Refuse any TLS hello that carries Encrypted ClientHello, GREASE included."""
 

@@ -1,36 +1,44 @@
 """The life of a TCP flow: the guest's SYN, the dial, the splice of two streams, and how each side's end reaches the other.
 
-CONNECTING (the dial is under way, the guest's SYN unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
+PEEKING (under a list: the guest's first bytes are to say the name) -> CONNECTING (the dial is under way; without a peek
+the guest's SYN waits for it unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 from netstack.engine import effects
 from netstack.engine import tcp_states as st
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.icmp_errors import IcmpErrors
+from netstack.engine.inspection import DEADLINE as PEEK_DEADLINE
+from netstack.engine.inspection import Inspection
+from netstack.engine.judge import Judge, Question
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
 from netstack.engine.settings import NetworkSettings
+from netstack.engine.tcp_flow import CONNECTING, DRAINING, GONE, PEEKING, SPLICED, Session, Syn, TcpFlow
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
 from netstack.engine.timers import Timers
-from netstack.wire import icmp, tcp
-
-CONNECTING: Final = 1
-SPLICED: Final = 2
-DRAINING: Final = 3
-GONE: Final = 4
+from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Verdict
+from netstack.wire import icmp, ipv4, tcp
 
 MAX_HALF_OPEN: Final = 4096
 """Flows whose dial or handshake is not complete; beyond, the oldest is reset to make room (conformance F1)."""
+MAX_PEEKING: Final = 1024
+"""Flows that have not said their name yet; further ones are reset."""
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
 SERVED_IDLE: Final = 30.0
 """Seconds a connection to a service of the gateway may be silent (RFC 7766 section 6.2.3 asks for a few at least)."""
+
+FAREWELL: Final = 5.0
+"""Seconds a guest that was turned away has to close its side before it is reset."""
+
+_SERVED: Final = Verdict(ALLOW, "syn", "gateway-service")
 
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
@@ -44,80 +52,6 @@ _UNREACHABLE_CODES: Final = {
 }
 
 
-class Session(Protocol):
-    """A service of the gateway's own on one connection: bytes in by `receive`, bytes out in `out`."""
-
-    out: list[bytes]
-
-    def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the guest. May be followed by `more` before anything is answered."""
-
-    def more(self, now: float) -> None:
-        """What was in `out` is on its way: go on with what waits."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the guest's bytes make no sense: the connection is reset."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether everything asked so far is answered."""
-
-    def closed(self) -> None:
-        """The connection is gone. Called once."""
-
-
-class Syn(NamedTuple):
-    """A segment that may open a flow, and where it came from."""
-
-    key: bytes
-    mac: bytes
-    source: bytes
-    source_port: int
-    destination: bytes
-    destination_port: int
-    sequence: int
-    window: int
-    options: bytes
-    packet: bytes
-
-
-class TcpFlow:
-    """One guest connection, its upstream and what became of both."""
-
-    __slots__ = (
-        "connection", "destination", "dialled", "guest", "id", "key", "limit_at", "mac", "opened_at", "packet", "paused",
-        "received", "scheduled", "sent", "session", "state", "touched",
-    )  # fmt: skip
-
-    def __init__(self, number: int, syn: Syn, connection: TcpConnection, dialled: bytes, now: float) -> None:
-        self.id = number
-        self.key = syn.key
-        self.mac = syn.mac
-        self.guest = (syn.source, syn.source_port)
-        self.destination = (syn.destination, syn.destination_port)
-        self.dialled = (dialled, syn.destination_port)
-        self.connection = connection
-        self.packet = syn.packet
-        """The SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
-        self.state = CONNECTING
-        self.session: Session | None = None
-        self.paused = False
-        """The driver found no room and does not read the host socket until ReadStream."""
-        self.touched = False
-        self.limit_at = inf
-        """When the dial, or a silent guest of a service, has had enough time."""
-        self.scheduled = inf
-        self.opened_at = now
-        self.sent = 0
-        self.received = 0
-
-    @property
-    def deadline(self) -> float:
-        """When this flow wants to be woken."""
-        return min(self.connection.deadline, self.limit_at)
-
-
 class TcpFlows:
     """Every TCP flow of one engine. `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow."""
 
@@ -127,6 +61,7 @@ class TcpFlows:
         routes: Routes,
         outbox: Outbox,
         errors: IcmpErrors,
+        judge: Judge,
         *,
         initial_sequence: Callable[[bytes, float], int],
         services: Mapping[tuple[bytes, int], Callable[[bytes, int], Session]],
@@ -137,6 +72,7 @@ class TcpFlows:
         self._routes = routes
         self._outbox = outbox
         self._errors = errors
+        self._judge = judge
         self._initial_sequence = initial_sequence
         self._services = services
         mss = settings.link.mtu - 40
@@ -146,6 +82,7 @@ class TcpFlows:
         )
         self._streams: dict[int, TcpFlow] = {}
         self._half_open: dict[int, TcpFlow] = {}
+        self._peeking: dict[int, TcpFlow] = {}
         self._time_wait: dict[int, TcpFlow] = {}
         self._touched: list[TcpFlow] = []
         self._timers: Timers[TcpFlow] = Timers()
@@ -174,13 +111,21 @@ class TcpFlows:
             if (isn - least) & _MASK >= _HALF:
                 isn = (least + 64_000) & _MASK
             self._forget(old)
+        question = Question(
+            self._outbox.next_flow(), ipv4.TCP, (syn.source, syn.source_port), (syn.destination, syn.destination_port)
+        )
         route = self._routes.lookup(syn.destination)
-        service = self._services.get((syn.destination, syn.destination_port)) if route.kind == OWN else None
+        service = self._services.get(question.destination) if route.kind == OWN else None
         if service is None and route.kind != OUT:
-            self._refuse_route(syn, route.kind, now)
+            self._refuse_route(syn, question, route.kind, now)
             return
-        if not self._make_room(now):
-            self._outbox.drop("tcp-table-full")
+        verdict = self._judge.first(question, now) if service is None else _SERVED
+        if verdict.action == PEEK and len(self._peeking) >= MAX_PEEKING:
+            verdict = Verdict(REFUSE, "syn", "too-many-unnamed-flows")
+        if verdict.action != REFUSE and not self._make_room(now):
+            verdict = Verdict(REFUSE, "syn", "table-full")
+        if verdict.action == REFUSE:
+            self._judge.refused(question, verdict, "reset", now)
             self._reset(syn)
             return
         writer = tcp.SegmentWriter(
@@ -193,28 +138,34 @@ class TcpFlows:
         )
         connection = TcpConnection(writer, self._limits, isn, self._outbox.frames)
         connection.syn_came(syn.sequence, syn.window, tcp.parse_options(syn.options), now)
-        flow = TcpFlow(self._outbox.next_flow(), syn, connection, route.dialled, now)
+        flow = TcpFlow(question, syn, connection, route.dialled, verdict, now)
         self.table[syn.key] = flow
         self._streams[flow.id] = flow
         self._half_open[flow.id] = flow
         if service is not None:
             flow.session = service(syn.source, flow.id)
             connection.accept(now)
+        elif verdict.action == PEEK:
+            flow.state = PEEKING
+            flow.inspection = Inspection(self._judge, question)
+            flow.limit_at = now + PEEK_DEADLINE
+            self._peeking[flow.id] = flow
+            connection.accept(now)
         else:
             flow.limit_at = now + self._settings.dial_timeout
             self._outbox.effects.append(effects.OpenStream(flow.id, *flow.dialled))
         self._timers.schedule(flow)
 
-    def _refuse_route(self, syn: Syn, kind: int, now: float) -> None:
+    def _refuse_route(self, syn: Syn, question: Question, kind: int, now: float) -> None:
         if kind == GROUP:
-            self._outbox.drop("tcp-group-address")
-            return
-        if kind in (OWN, FORBIDDEN):
-            self._outbox.drop("tcp-unserved-port" if kind == OWN else "tcp-forbidden-address")
+            self._judge.refused(question, Verdict(REFUSE, "syn", "group-address"), "nothing", now)
+        elif kind in (OWN, FORBIDDEN):
+            reason = "unserved-port" if kind == OWN else "forbidden-address"
+            self._judge.refused(question, Verdict(REFUSE, "syn", reason), "reset", now)
             self._reset(syn)
-            return
-        self._outbox.drop("tcp-unused-address")
-        self._unreachable(syn.packet, icmp.HOST_UNREACHABLE, now)
+        else:
+            self._judge.refused(question, Verdict(REFUSE, "syn", "unused-address"), "unreachable", now)
+            self._unreachable(syn.packet, icmp.HOST_UNREACHABLE, now)
 
     def _reset(self, syn: Syn) -> None:
         self.answer_stray(syn, tcp.SYN, 0, 0)
@@ -264,20 +215,41 @@ class TcpFlows:
 
     # -- from the host ---------------------------------------------------------------------------------------
 
-    def opened(self, number: int, now: float) -> None:
-        """The dial succeeded: now, and not before, the guest's SYN is answered."""
+    def opened(self, number: int, now: float, address: bytes | None = None) -> None:
+        """The dial succeeded; `address` says which of a name's addresses answered.
+
+        Without a peek the guest's SYN is answered now, and not before. With one, what the guest said goes out now.
+        """
         flow = self._streams.get(number)
-        if flow is not None and flow.state == CONNECTING and flow.connection.state == st.LISTEN:
-            flow.limit_at = inf
+        if flow is None or flow.state != CONNECTING or flow.upstream:
+            return
+        flow.limit_at = inf
+        flow.upstream = True
+        if flow.inspection is None:
             flow.connection.accept(now)
-            self._timers.schedule(flow)
+        else:
+            flow.dialled = (address or flow.dialled[0], flow.dialled[1])
+            flow.state = DRAINING if flow.guest_finished else SPLICED
+            self._report_opened(flow)
+            held, flow.inspection.held = flow.inspection.held, []
+            self._send_on(flow, flow.inspection, held, now)
+            if flow.guest_finished and flow.upstream:
+                self._outbox.effects.append(effects.ShutdownStream(flow.id))
+            self.touch(flow)
+        self._timers.schedule(flow)
+
+    def _report_opened(self, flow: TcpFlow) -> None:
+        question = flow.question
+        self._outbox.report(
+            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, flow.verdict)
+        )
 
     def failed(self, number: int, failure: int, now: float) -> None:
         """The dial failed: the guest hears what the host heard."""
         flow = self._streams.get(number)
         if flow is None or flow.state != CONNECTING:
             return
-        code = _UNREACHABLE_CODES.get(failure)
+        code = _UNREACHABLE_CODES.get(failure) if flow.inspection is None else None
         if code is None or not self._unreachable(flow.packet, code, now):
             flow.connection.abort()
         self._close(flow, effects.FAILURE_WORDS[failure], now)
@@ -352,9 +324,58 @@ class TcpFlows:
                 count = sum(map(len, chunks))
                 buffer.unsent += count
                 flow.sent += count
-                self._outbox.effects.append(effects.SendStream(flow.id, chunks))
+                if flow.inspection is not None:
+                    self._inspect(flow, flow.inspection, chunks, now)
+                elif flow.upstream:
+                    self._outbox.effects.append(effects.SendStream(flow.id, chunks))
             if connection.signals:
                 self._take_signals(flow, connection, now)
+
+    def _inspect(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
+        """Bytes of a flow that has to say its name, or has said it and goes on being read."""
+        if flow.upstream:
+            self._send_on(flow, inspection, chunks, now)
+            return
+        for chunk in chunks:
+            if flow.state != PEEKING:
+                inspection.held.append(chunk)
+                continue
+            verdict = inspection.feed(chunk)
+            if verdict is None:
+                continue
+            if not verdict.allowed:
+                self._turn_away(flow, inspection, verdict, now)
+                return
+            inspection.follow()
+            flow.verdict = verdict
+            flow.state = CONNECTING
+            del self._peeking[flow.id]
+            flow.limit_at = now + self._settings.dial_timeout
+            self._outbox.effects.append(effects.OpenNamed(flow.id, verdict.name, flow.dialled[1]))
+
+    def _send_on(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
+        refusal = inspection.pass_on(chunks)
+        if refusal is None:
+            self._outbox.effects.append(effects.SendStream(flow.id, chunks))
+        else:
+            self._turn_away(flow, inspection, refusal, now)
+
+    def _turn_away(self, flow: TcpFlow, inspection: Inspection, verdict: Verdict, now: float) -> None:
+        """Refuse a flow whose handshake is complete: tell the guest in its own protocol, then close."""
+        farewell, told = inspection.farewell(verdict)
+        self._judge.refused(flow.question, verdict, told, now)
+        if flow.upstream:
+            self._outbox.effects.append(effects.AbortStream(flow.id))
+            self._report_closed(flow, "refused", now)
+        self._release(flow)
+        flow.turned_away = True
+        if not farewell:
+            flow.connection.abort()
+            self._forget(flow)
+            return
+        flow.connection.write(farewell)
+        flow.connection.finish()
+        flow.limit_at = now + FAREWELL
 
     def _take_signals(self, flow: TcpFlow, connection: TcpConnection, now: float) -> None:
         signals, connection.signals = connection.signals, 0
@@ -363,23 +384,20 @@ class TcpFlows:
                 self._forget(flow)
             return
         if signals & st.OPENED:
-            flow.state = SPLICED
             flow.packet = b""
             self._half_open.pop(flow.id, None)
-            self._outbox.report(FlowOpened(flow.id, "tcp", flow.guest, flow.destination, flow.dialled))
+            if flow.inspection is None:
+                flow.state = SPLICED
+                self._report_opened(flow)
         if signals & (st.PEER_RESET | st.GAVE_UP):
             self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
             return
         if signals & st.PEER_FINISHED:
-            flow.state = DRAINING
-            if flow.session is not None:
-                self._serve(flow, flow.session, now)
-            else:
-                self._outbox.effects.append(effects.ShutdownStream(flow.id))
+            self._guest_finished(flow, now)
         if signals & st.ROOM and flow.paused and connection.room >= READ_AGAIN:
             flow.paused = False
             self._outbox.effects.append(effects.ReadStream(flow.id))
-        if signals & st.ENDED:
+        if signals & st.ENDED and flow.state != GONE:
             if flow.session is None:
                 self._outbox.effects.append(effects.CloseStream(flow.id))
             self._close(flow, "finished", now)
@@ -387,6 +405,18 @@ class TcpFlows:
                 self._time_wait[flow.id] = flow
             else:
                 self._forget(flow)
+
+    def _guest_finished(self, flow: TcpFlow, now: float) -> None:
+        if flow.state == PEEKING and flow.inspection is not None:
+            self._turn_away(flow, flow.inspection, flow.inspection.unfinished("closed-without-name"), now)
+        elif flow.session is not None:
+            flow.state = DRAINING
+            self._serve(flow, flow.session, now)
+        elif flow.upstream:
+            flow.state = DRAINING
+            self._outbox.effects.append(effects.ShutdownStream(flow.id))
+        else:
+            flow.guest_finished = True
 
     def _serve(self, flow: TcpFlow, session: Session, now: float) -> None:
         """Bytes to and from a service of our own; it gets no more before what it said has room."""
@@ -449,30 +479,60 @@ class TcpFlows:
     def _out_of_time(self, flow: TcpFlow, now: float) -> None:
         if flow.session is not None:
             flow.connection.finish()
+        elif flow.turned_away:
+            flow.connection.abort()
+            self._forget(flow)
+        elif flow.state == PEEKING and flow.inspection is not None:
+            self._turn_away(flow, flow.inspection, flow.inspection.unfinished("no-name-in-time"), now)
         elif flow.state == CONNECTING:
             self._outbox.effects.append(effects.AbortStream(flow.id))
             self.failed(flow.id, effects.TIMED_OUT, now)
 
+    # -- another policy --------------------------------------------------------------------------------------
+
+    def judge_again(self, now: float) -> None:
+        """Reset the flows that the policy now in force would refuse; the others live on."""
+        for flow in [flow for flow in self.table.values() if flow.state != GONE and flow.session is None]:
+            if flow.state == PEEKING:
+                verdict = self._judge.first(flow.question, now)
+            else:
+                verdict = self._judge.again(flow.question, flow.verdict, now)
+            if verdict.action == REFUSE:
+                flow.connection.abort()
+                self._judge.refused(flow.question, verdict, "reset", now)
+                self._abandon(flow, "refused", now)
+
     # -- the end ---------------------------------------------------------------------------------------------
 
     def _abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
-        if tell_host and flow.session is None:
+        if tell_host and flow.session is None and flow.state != PEEKING:
             self._outbox.effects.append(effects.AbortStream(flow.id))
         self._close(flow, reason, now)
         self._forget(flow)
 
     def _close(self, flow: TcpFlow, reason: str, now: float) -> None:
+        self._release(flow)
+        self._report_closed(flow, reason, now)
+
+    def _release(self, flow: TcpFlow) -> None:
+        """The host side is over."""
         flow.state = GONE
+        flow.upstream = False
+        flow.inspection = None
         flow.packet = b""
         flow.limit_at = inf
         self._streams.pop(flow.id, None)
         self._half_open.pop(flow.id, None)
+        self._peeking.pop(flow.id, None)
         if flow.session is not None:
             flow.session.closed()
+
+    def _report_closed(self, flow: TcpFlow, reason: str, now: float) -> None:
+        question = flow.question
         self._outbox.report(
             FlowClosed(
-                flow.id, "tcp", flow.guest, flow.destination, flow.dialled, reason, flow.sent, flow.received,
-                now - flow.opened_at,
+                flow.id, "tcp", question.guest, question.destination, flow.dialled, reason, flow.sent, flow.received,
+                now - flow.opened_at, flow.verdict,
             )
         )  # fmt: skip
 

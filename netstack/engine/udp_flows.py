@@ -12,9 +12,12 @@ from math import inf
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.host_errors import HostErrors
+from netstack.engine.judge import Judge, Question
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
+from netstack.engine.unnamed_datagrams import Held, Unnamed, UnnamedDatagrams
+from netstack.engine.verdict import PEEK, REFUSE, Verdict
 from netstack.wire import ipv4, udp
 
 
@@ -22,25 +25,25 @@ class UdpFlow:
     """What one guest port exchanges with one destination."""
 
     __slots__ = (
-        "deadline", "destination", "dialled", "guest", "heard_at", "id", "key", "last_packet", "mapping", "opened_at",
-        "received", "replied", "scheduled", "sent", "timeout",
+        "deadline", "dialled", "heard_at", "id", "key", "last_packet", "mapping", "opened_at", "question", "received",
+        "replied", "scheduled", "sent", "timeout", "verdict",
     )  # fmt: skip
 
     def __init__(
         self,
-        number: int,
         key: bytes,
+        question: Question,
         mapping: Mapping,
-        destination: tuple[bytes, int],
         dialled: tuple[bytes, int],
+        verdict: Verdict,
         now: float,
     ) -> None:
-        self.id = number
+        self.id = question.flow
         self.key = key
+        self.question = question
         self.mapping = mapping
-        self.guest = mapping.guest
-        self.destination = destination
         self.dialled = dialled
+        self.verdict = verdict
         self.last_packet = b""
         """The start of the guest's last packet: an ICMP error quotes it."""
         self.replied = False
@@ -70,8 +73,10 @@ class Mapping:
 class UdpFlows:
     """Every UDP flow of one engine. `table` has them by the 12 bytes of addresses and ports."""
 
-    def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors) -> None:
+    def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors, judge: Judge) -> None:
         self.table: dict[bytes, UdpFlow] = {}
+        self._judge = judge
+        self._unnamed = UnnamedDatagrams(judge, outbox)
         self._settings = settings
         self._outbox = outbox
         self._host_errors = host_errors
@@ -82,37 +87,79 @@ class UdpFlows:
 
     def send(self, key: bytes, packet: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, now: float) -> None:
         """A datagram from the guest to `dialled`, the address after NAT."""
+        held = Held(datagram.payload, header.ttl - 1, packet[:576])
         flow = self.table.get(key)
         if flow is None:
-            flow = self._open(key, header, datagram, dialled, now)
-        flow.last_packet = packet[:576]
-        flow.heard_at = now
-        flow.sent += len(datagram.payload)
-        self._outbox.effects.append(
-            effects.SendDatagram(flow.mapping.id, *flow.dialled, datagram.payload, header.ttl - 1)
-        )
+            question = Question(
+                self._outbox.next_flow(),
+                ipv4.UDP,
+                (header.source, datagram.source_port),
+                (header.destination, datagram.destination_port),
+            )
+            verdict: Verdict | None = self._judge.first(question, now)
+            if verdict is not None and verdict.action == PEEK:
+                verdict = self._unnamed.feed(key, question, held, now)
+            if verdict is None:
+                return
+            if verdict.action == REFUSE:
+                self.refuse(question, verdict, held.packet, now)
+                return
+            flow = self._open(key, question, (dialled, datagram.destination_port), verdict, now)
+        self._send(flow, held, now)
 
-    def _open(self, key: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, now: float) -> UdpFlow:
+    def _send(self, flow: UdpFlow, held: Held, now: float) -> None:
+        flow.last_packet = held.packet
+        flow.heard_at = now
+        flow.sent += len(held.payload)
+        self._outbox.effects.append(effects.SendDatagram(flow.mapping.id, *flow.dialled, held.payload, held.ttl))
+
+    def refuse(self, question: Question, verdict: Verdict, packet: bytes, now: float) -> None:
+        """Tell the guest at once, so that its programs fall back at once: ICMP port unreachable."""
+        self._judge.refused(question, verdict, "unreachable", now)
+        self._host_errors.tell(effects.REFUSED, packet, question.destination[0], now)
+
+    def name_resolved(self, number: int, address: bytes | None, now: float) -> None:
+        """The address of a QUIC flow's name, None when there is none that may be used."""
+        waiting = self._unnamed.resolved(number)
+        if waiting is None or waiting.verdict is None:
+            return
+        if address is None:
+            self._give_up(waiting, "name-has-no-usable-address", now)
+            return
+        target = (address, waiting.question.destination[1])
+        flow = self._open(waiting.key, waiting.question, target, waiting.verdict, now)
+        for held in waiting.held:
+            self._send(flow, held, now)
+
+    def _give_up(self, waiting: Unnamed, reason: str, now: float) -> None:
+        known = waiting.verdict
+        verdict = Verdict(REFUSE, "quic", reason, "", known.name if known else "", known.source if known else "")
+        self.refuse(waiting.question, verdict, waiting.held[-1].packet, now)
+
+    def _open(self, key: bytes, question: Question, target: tuple[bytes, int], verdict: Verdict, now: float) -> UdpFlow:
         if len(self.table) >= self._settings.max_udp_flows:
             # The oldest that was never answered makes room, else the oldest of all.
             oldest = next(iter(self._unreplied.values()), None) or next(iter(self.table.values()))
             self._outbox.drop("udp-table-full")
             self._close(oldest, "evicted", now)
-        place = header.source + datagram.source_port.to_bytes(2, "big")
+        guest, port = question.guest
+        place = guest + port.to_bytes(2, "big")
         mapping = self._mappings.get(place)
         if mapping is None:
-            mapping = Mapping(self._outbox.next_flow(), (header.source, datagram.source_port))
+            mapping = Mapping(self._outbox.next_flow(), question.guest)
             self._mappings[place] = self._by_number[mapping.id] = mapping
             self._outbox.effects.append(effects.OpenDatagrams(mapping.id))
-        destination = (header.destination, datagram.destination_port)
-        target = (dialled, datagram.destination_port)
-        flow = UdpFlow(self._outbox.next_flow(), key, mapping, destination, target, now)
+        same = mapping.flows.get(target)
+        if same is not None:
+            # Two addresses the guest uses lead to one place: answers go to the one it used last.
+            self._close(same, "replaced", now, keep_mapping=True)
+        flow = UdpFlow(key, question, mapping, target, verdict, now)
         flow.timeout = self._settings.udp_unreplied_timeout
         flow.deadline = now + flow.timeout
         self.table[key] = mapping.flows[target] = self._unreplied[flow.id] = flow
-        mapping.seen_as[dialled] = header.destination
+        mapping.seen_as[target[0]] = question.destination[0]
         self._timers.schedule(flow)
-        self._outbox.report(FlowOpened(flow.id, "udp", flow.guest, destination, target))
+        self._outbox.report(FlowOpened(flow.id, "udp", question.guest, question.destination, target, verdict))
         return flow
 
     def received(self, number: int, address: bytes, port: int, payload: bytes, now: float) -> None:
@@ -142,19 +189,33 @@ class UdpFlows:
         mapping = self._by_number.get(number)
         flow = mapping.flows.get((address, port)) if mapping is not None else None
         if flow is not None and flow.last_packet:
-            self._host_errors.tell(failure, flow.last_packet, flow.destination[0], now, offender=offender, mtu=mtu)
+            self._host_errors.tell(
+                failure, flow.last_packet, flow.question.destination[0], now, offender=offender, mtu=mtu
+            )
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""
-        for flow in [flow for flow in self.table.values() if flow.guest[0] in guests]:
+        for flow in [flow for flow in self.table.values() if flow.question.guest[0] in guests]:
             self._close(flow, "guest left", now)
 
     def next_deadline(self) -> float:
         """When `advance` wants to be called."""
-        return self._timers.next_deadline()
+        return min(self._timers.next_deadline(), self._unnamed.next_deadline())
+
+    def judge_again(self, now: float) -> None:
+        """End the flows that the policy now in force would refuse; the others live on."""
+        for waiting in self._unnamed.clear():
+            self._give_up(waiting, "policy-replaced", now)
+        for flow in list(self.table.values()):
+            verdict = self._judge.again(flow.question, flow.verdict, now)
+            if not verdict.allowed:
+                self.refuse(flow.question, verdict, flow.last_packet, now)
+                self._close(flow, "refused", now)
 
     def advance(self, now: float) -> None:
         """End the flows that were silent for too long."""
+        for waiting in self._unnamed.expired(now):
+            self._give_up(waiting, "no-name-in-time", now)
         for flow in self._timers.due(now):
             flow.deadline = flow.heard_at + flow.timeout
             if flow.deadline <= now:
@@ -162,7 +223,7 @@ class UdpFlows:
             else:
                 self._timers.schedule(flow)
 
-    def _close(self, flow: UdpFlow, reason: str, now: float) -> None:
+    def _close(self, flow: UdpFlow, reason: str, now: float, *, keep_mapping: bool = False) -> None:
         flow.deadline = inf
         flow.last_packet = b""
         del self.table[flow.key]
@@ -171,13 +232,15 @@ class UdpFlows:
         del mapping.flows[flow.dialled]
         self._outbox.report(
             FlowClosed(
-                flow.id, "udp", flow.guest, flow.destination, flow.dialled, reason, flow.sent, flow.received,
-                now - flow.opened_at,
+                flow.id, "udp", flow.question.guest, flow.question.destination, flow.dialled, reason, flow.sent,
+                flow.received, now - flow.opened_at, flow.verdict,
             )
         )  # fmt: skip
         if mapping.flows:
             if all(address != flow.dialled[0] for address, _ in mapping.flows):
                 del mapping.seen_as[flow.dialled[0]]
+            return
+        if keep_mapping:
             return
         guest, port = mapping.guest
         del self._mappings[guest + port.to_bytes(2, "big")], self._by_number[mapping.id]

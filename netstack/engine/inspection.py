@@ -1,0 +1,74 @@
+"""A TCP flow that has to say its name before it may go anywhere: its first bytes, what they say, and what follows.
+
+The bytes judged are the bytes sent: what is fed here is kept in `held` and goes upstream unchanged once it is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from netstack.engine.judge import Judge, Question
+from netstack.engine.peek import Named, Refuse, StreamPeek, http_refusal, tls_alert
+from netstack.engine.verdict import REFUSE, Verdict
+from netstack.wire.http_head import RequestStream
+
+DEADLINE: Final = 5.0
+"""Seconds a guest has to say the name (policy.md)."""
+
+
+class Inspection:
+    """One flow's inspection."""
+
+    __slots__ = ("_judge", "_name", "_peek", "_protocol", "_question", "_requests", "held")
+
+    def __init__(self, judge: Judge, question: Question) -> None:
+        self.held: list[bytes] = []
+        """What the guest has sent so far, in order."""
+        self._judge = judge
+        self._question = question
+        self._peek = StreamPeek(question.destination[1], strict_ech=judge.policy.settings.strict_ech)
+        self._protocol = "other"
+        self._name = ""
+        self._requests: RequestStream | None = None
+
+    def feed(self, chunk: bytes) -> Verdict | None:
+        """Take the next bytes; the verdict as soon as they tell, None while more are needed."""
+        self.held.append(chunk)
+        outcome = self._peek.feed(chunk)
+        if isinstance(outcome, Named):
+            self._protocol = outcome.protocol
+            self._name = outcome.name
+            return self._judge.named(self._question, outcome.name, outcome.protocol, outcome.source)
+        if isinstance(outcome, Refuse):
+            self._protocol = outcome.protocol
+            return Verdict(REFUSE, outcome.protocol, outcome.reason)
+        return None
+
+    def unfinished(self, reason: str) -> Verdict:
+        """The verdict for a guest that says no more, or not soon enough."""
+        return Verdict(REFUSE, self._protocol if self.held else "syn", reason)
+
+    def follow(self) -> None:
+        """The flow is allowed. Plain HTTP goes on being read: each of its requests has to name the same host."""
+        if self._protocol == "http":
+            self._requests = RequestStream(self._question.destination[1])
+
+    def pass_on(self, chunks: list[bytes]) -> Verdict | None:
+        """Judge what follows on an allowed flow, the held bytes first; the refusal, or None when it may go on."""
+        if self._requests is None:
+            return None
+        for chunk in chunks:
+            for head in self._requests.feed(chunk):
+                if isinstance(head, str):
+                    return Verdict(REFUSE, "http", head, "", self._name, "host")
+                if head != self._name:
+                    return Verdict(REFUSE, "http", "other-host-on-connection", "", head, "host")
+        return None
+
+    def farewell(self, verdict: Verdict) -> tuple[bytes, str]:
+        """What the guest is sent before its connection is closed, and the word for it; nothing means a reset."""
+        if self._protocol == "tls":
+            return tls_alert(), "alert"
+        if self._protocol == "http":
+            return http_refusal(verdict.name, verdict.reason), "forbidden"
+        return b"", "reset"

@@ -1,0 +1,124 @@
+"""The one place where verdicts are made: every flow, name and question passes here, and every refusal is told from here."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from netstack.engine.events import FlowRefused, PolicyReplaced
+from netstack.engine.outbox import Outbox
+from netstack.engine.pins import Pins
+from netstack.engine.policy import Policy
+from netstack.engine.rules import TCP
+from netstack.engine.settings import NetworkSettings
+from netstack.engine.verdict import ALLOW, REFUSE, Verdict
+
+MAX_TOLD: Final = 256
+"""Refused destinations whose repetitions are counted one by one; those beyond are counted together (conformance F13)."""
+FORGET_TOLD: Final = 300.0
+"""Seconds after which the counting begins again."""
+
+_WORDS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+class Question(NamedTuple):
+    """What is to be judged: who wants to go where. Addresses are the guest's, before NAT."""
+
+    flow: int
+    protocol: int
+    guest: tuple[bytes, int]
+    destination: tuple[bytes, int]
+
+
+class Judge:
+    """Holds the policy in force and what it needs to remember."""
+
+    def __init__(self, policy: Policy, network: NetworkSettings, outbox: Outbox) -> None:
+        self.policy = policy
+        self.generation = 1
+        """Counts policies: every record says under which one it was judged."""
+        self.pins = Pins()
+        self._network = network
+        self._outbox = outbox
+        self._told: dict[tuple[int, tuple[bytes, int], str, str], int] = {}
+        self._told_since = 0.0
+        self._untold = 0
+        self.refusals: dict[str, int] = {}
+        """Refusals so far, by reason."""
+
+    def replace(self, policy: Policy, why: str) -> None:
+        """Put another policy in force, whole. Flows already open are judged again by their owners."""
+        self.policy = policy
+        self.generation += 1
+        self._told.clear()
+        self._outbox.report(PolicyReplaced(self.generation, why, len(policy.rules.rules)))
+
+    def first(self, question: Question, now: float) -> Verdict:
+        """A TCP SYN, or the first datagram to a destination: what its address and port alone say."""
+        address, port = question.destination
+        answered: list[str] = []
+        if self.policy.rules.has_named_ports:
+            answered = self.pins.names(question.guest[0], address, now)
+        step = "syn" if question.protocol == TCP else "datagram"
+        return self.policy.connect(question.protocol, address, port, step=step, answered=answered)
+
+    def named(self, question: Question, name: str, step: str, source: str) -> Verdict:
+        """The first bytes of the flow say `name` (canonical)."""
+        return self.policy.name(question.protocol, name, question.destination[1], step=step, source=source)
+
+    def echo(self, question: Question) -> Verdict:
+        """An ICMP echo request."""
+        return self.policy.echo(question.destination[0])
+
+    def again(self, question: Question, old: Verdict, now: float) -> Verdict:
+        """A flow that is open, under the policy that is in force now."""
+        if old.name and old.source != "dns":
+            return self.policy.name(
+                question.protocol, old.name, question.destination[1], step="replaced", source=old.source
+            )
+        verdict = self.policy.echo(question.destination[0]) if question.protocol == 1 else self.first(question, now)
+        if verdict.action == ALLOW:
+            return verdict
+        if (
+            old.source == "dns"
+            and self.policy.name(
+                question.protocol, old.name, question.destination[1], step="replaced", source="dns"
+            ).allowed
+        ):
+            return old  # a live flow keeps the address its name had
+        # What had been allowed by its address, and would now have to show a name, has shown none.
+        return Verdict(REFUSE, "replaced", verdict.reason, verdict.rule, old.name, old.source)
+
+    def candidate(self, protocol: int, address: bytes, port: int) -> str:
+        """Why the dialer must not use an address that a name stands for; empty when it may."""
+        return self.policy.candidate(protocol, address, port)
+
+    def refused(self, question: Question, verdict: Verdict, told: str, now: float) -> None:
+        """Count a refusal and tell people: the 1st, 10th, 100th, ... for one destination and name.
+
+        `told` is what the guest was told: reset, alert, forbidden (403), unreachable, sinkhole, nothing.
+        """
+        self.refusals[verdict.reason] = self.refusals.get(verdict.reason, 0) + 1
+        if now - self._told_since > FORGET_TOLD:
+            self._told_since = now
+            self._told.clear()
+            self._untold = 0
+        key = (question.protocol, question.destination, verdict.name, verdict.reason)
+        count = self._told.get(key)
+        if count is None and len(self._told) >= MAX_TOLD:
+            self._untold += 1
+            count = self._untold
+        else:
+            count = self._told[key] = (count or 0) + 1
+        if count == 1 or (count % 10 == 0 and str(count).rstrip("0") == "1"):
+            self._outbox.report(
+                FlowRefused(
+                    question.flow,
+                    _WORDS.get(question.protocol, str(question.protocol)),
+                    question.guest,
+                    question.destination,
+                    verdict,
+                    told,
+                    count,
+                    self.generation,
+                )
+            )

@@ -1,0 +1,101 @@
+"""What is known of one TCP flow, and the words around it."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final, NamedTuple, Protocol
+
+from netstack.engine.inspection import Inspection
+from netstack.engine.judge import Question
+from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.verdict import Verdict
+
+PEEKING: Final = 1
+CONNECTING: Final = 2
+SPLICED: Final = 3
+DRAINING: Final = 4
+GONE: Final = 5
+
+
+class Session(Protocol):
+    """A service of the gateway's own on one connection: bytes in by `receive`, bytes out in `out`."""
+
+    out: list[bytes]
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the guest. May be followed by `more` before anything is answered."""
+
+    def more(self, now: float) -> None:
+        """What was in `out` is on its way: go on with what waits."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the guest's bytes make no sense: the connection is reset."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything asked so far is answered."""
+
+    def closed(self) -> None:
+        """The connection is gone. Called once."""
+
+
+class Syn(NamedTuple):
+    """A segment that may open a flow, and where it came from."""
+
+    key: bytes
+    mac: bytes
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    sequence: int
+    window: int
+    options: bytes
+    packet: bytes
+
+
+class TcpFlow:
+    """One guest connection, its upstream and what became of both."""
+
+    __slots__ = (
+        "connection", "dialled", "guest_finished", "id", "inspection", "key", "limit_at", "mac", "opened_at", "packet",
+        "paused", "question", "received", "scheduled", "sent", "session", "state", "touched", "turned_away", "upstream",
+        "verdict",
+    )  # fmt: skip
+
+    def __init__(
+        self, question: Question, syn: Syn, connection: TcpConnection, dialled: bytes, verdict: Verdict, now: float
+    ) -> None:
+        self.id = question.flow
+        self.question = question
+        self.verdict = verdict
+        self.key = syn.key
+        self.mac = syn.mac
+        self.dialled = (dialled, syn.destination_port)
+        self.connection = connection
+        self.packet = syn.packet
+        """The SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
+        self.state = CONNECTING
+        self.session: Session | None = None
+        self.inspection: Inspection | None = None
+        self.upstream = False
+        """There is a host connection to send to."""
+        self.guest_finished = False
+        """The guest ended its stream before there was a host connection to tell."""
+        self.turned_away = False
+        """Refused after the handshake: only the farewell is still on its way."""
+        self.paused = False
+        """The driver found no room and does not read the host socket until ReadStream."""
+        self.touched = False
+        self.limit_at = inf
+        """When the name, the dial, the farewell or a silent guest of a service has had enough time."""
+        self.scheduled = inf
+        self.opened_at = now
+        self.sent = 0
+        self.received = 0
+
+    @property
+    def deadline(self) -> float:
+        """When this flow wants to be woken."""
+        return min(self.connection.deadline, self.limit_at)
