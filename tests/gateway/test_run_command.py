@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import dpkt
 import pytest
 import trio
 import trio.testing
@@ -143,6 +144,19 @@ async def test_stop_ends_it_and_the_events_are_written(pair: tuple[int, socket.s
         gateway.stop()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(event["event"], event["total"]) for event in events] == [("frame_dropped", 1)]
+
+
+async def test_the_capture_holds_both_directions(pair: tuple[int, socket.socket], tmp_path: Path):
+    fd, guest = pair
+    config = configuration(fd, capture=tmp_path / "capture.pcapng")
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        guest.send(ARP_REQUEST)
+        reply = await receive(guest)
+        gateway.stop()
+    with (tmp_path / "capture.pcapng").open("rb") as file:
+        assert [frame for _, frame in dpkt.pcapng.Reader(file)] == [ARP_REQUEST, reply]
 
 
 async def test_a_guest_that_leaves_a_listener_may_come_back(tmp_path: Path):
