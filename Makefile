@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint bench format host-packages venv clean
 
 help:
-	@sed -n '2,6s/^# \{0,1\}//p' Makefile
+	@sed -n '3,6s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMP)
 	@bash .ci/debian-packages demo
