@@ -3,12 +3,13 @@
 #   make demo | test | lint | bench | format | host-packages | clean
 #   PYTHON=python3.13 VENV=.venv-3.13 make test     another Python, in an environment of its own
 #   make test REQUIRE_GUEST=1                       a guest test that cannot run here is a failure, not a skip
-#   make test PYTEST_ARGS="-m 'not guest' -x"       anything else pytest understands
+#   make test PYTEST_ARGS="-m 'not guest' -x"       anything else pytest understands; BENCH_ARGS for make bench
 
 PYTHON ?= python3
 VENV ?= .venv
 REQUIRE_GUEST ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
@@ -16,9 +17,10 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint bench format host-packages venv clean
 
 help:
-	@sed -n '2,6s/^# \{0,1\}//p' Makefile
+	@sed -n '3,6s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMP)
+	@bash .ci/debian-packages demo
 	$(BIN)/netstack demo
 
 test: host-packages $(STAMP)
@@ -30,8 +32,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: host-packages $(STAMP)
-	$(BIN)/python -m bench
+bench: $(STAMP)
+	@bash .ci/debian-packages bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

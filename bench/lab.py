@@ -24,6 +24,8 @@ HOST_ADDRESS: Final = "198.51.100.10"
 """Where the services are, the same for every peer: an address of the host namespace itself (RFC 5737 section 3)."""
 HOST_GATEWAY: Final = "198.51.100.1"
 """The host namespace's default route. It leads to a device nobody reads; passt configures itself from such a route."""
+GUEST_MAC: Final = "5a:94:ef:e4:0c:ee"
+"""The one gvproxy and netstack keep the guest's default address for."""
 START_SECONDS: Final = 20.0
 FIRST_ECHO_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
@@ -118,9 +120,8 @@ class Child:
     @property
     def title(self) -> str:
         """The program's name, without the wrapping that puts it in its namespace."""
-        return next(
-            (Path(word).name for word in self.argv if word not in _WRAPPING and not _NAMESPACE.fullmatch(word)), "?"
-        )
+        own = (Path(word).name for word in self.argv if word not in _WRAPPING and not _NAMESPACE.fullmatch(word))
+        return next((name for name in own if name != "resolv.conf"), "?")
 
     @property
     def alive(self) -> bool:
@@ -148,7 +149,7 @@ class Child:
 
 
 _RESOLVER_SHELL: Final = 'mount --bind "$1" /etc/resolv.conf; shift; exec "$@"'
-_WRAPPING: Final = frozenset({"ip", "netns", "exec", "sh", "-c", _RESOLVER_SHELL, "resolv.conf"})
+_WRAPPING: Final = frozenset({"ip", "netns", "exec", "sh", "-c", _RESOLVER_SHELL})
 
 
 class Tools:
@@ -324,7 +325,7 @@ class Session:
     def configure_guest(self, address: str, gateway: str, interface: str = "tap0") -> None:
         """Give the guest its address (of a /24), its MTU and its default route."""
         ip(
-            f"link set {interface} mtu {self.mtu} up\naddress add {address}/24 dev {interface}\n"
+            f"link set {interface} address {GUEST_MAC} mtu {self.mtu} up\naddress add {address}/24 dev {interface}\n"
             f"route replace default via {gateway}\n",
             self.guest,
         )

@@ -91,6 +91,7 @@ class EventLog:
         self._woken = trio.Event()
         self._reopen = False
         self._failing = False
+        self._closing = False
         self._file = self._open()
 
     def _open(self) -> int:
@@ -115,34 +116,48 @@ class EventLog:
         self._woken.set()
 
     async def run(self) -> None:
-        """Write until cancelled; then what is still queued, for at most CLOSE_SECONDS.
+        """Write until cancelled; then what is still queued or being written, for at most CLOSE_SECONDS.
 
         A file that cannot be written or opened again is a warning and lost events: the guest keeps its network.
         """
-        try:
-            while True:
+        # Cancelling a write that is under way would lose it, so the writer is shielded and told to finish.
+        writing = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_all, writing)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._closing = True
+                writing.deadline = trio.current_time() + CLOSE_SECONDS
+                self._woken.set()
+
+    async def _write_all(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while not self._closing:
                 await self._woken.wait()
                 self._woken = trio.Event()
                 await self._flush()
-        finally:
-            with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                await self._flush()
-            os.close(self._file)
+            # What was written while the last piece was on its way.
+            await self._flush()
+        os.close(self._file)
 
     async def _flush(self) -> None:
-        if self._reopen:
-            self._reopen = False
-            try:
-                fresh = self._open()
-            except EventLogError as error:
-                log.warning("%s; writing on to the file opened before", error)
-            else:
-                os.close(self._file)
-                self._file = fresh
-        while self._queue:
+        while self._queue or self._reopen:
+            if self._reopen:
+                self._reopen = False
+                self._open_again()
             events, self._queue = self._queue, deque()
             lost, self._lost = self._lost, 0
             self._lost += await trio.to_thread.run_sync(self._write_out, events, lost, abandon_on_cancel=True)
+
+    def _open_again(self) -> None:
+        try:
+            fresh = self._open()
+        except EventLogError as error:
+            log.warning("%s; writing on to the file opened before", error)
+        else:
+            os.close(self._file)
+            self._file = fresh
 
     def _write_out(self, events: deque[tuple[float, Event]], lost: int) -> int:
         """Write the lines, from a worker thread. Returns how many events were lost."""

@@ -39,7 +39,7 @@ from netstack.gateway.host_sockets import open_ping_socket
 from netstack.gateway.resolver import Resolver
 
 if TYPE_CHECKING:
-    from guest_iface.capture import CaptureFile
+    from guest_iface.capture import CaptureWriter
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Gateway:
     def __init__(self, config: RunConfig, attachments: Attachments) -> None:
         """Open the files that the configuration names. Owns the attachments from here on. Raises RunFailed."""
         self._attachments = attachments
-        self._capture: CaptureFile | None = None
+        self._capture: CaptureWriter | None = None
         self._events: EventLog | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
@@ -174,9 +174,9 @@ class Gateway:
             if config.events is not None:
                 self._events = EventLog(config.events)
             if config.capture is not None:
-                from guest_iface.capture import CaptureFile
+                from guest_iface.capture import CaptureWriter
 
-                self._capture = CaptureFile(config.capture)
+                self._capture = CaptureWriter(config.capture)
         except (EventLogError, LinkError) as error:
             attachments.close()
             raise RunFailed(str(error)) from error

@@ -624,12 +624,17 @@ def test_reported_names_are_printable(labels: list[bytes], text: str) -> None:
 # Hostile bytes.
 
 
+def read_any(message: bytes) -> None:
+    """Read an answer as one to a QUERY: in an UPDATE dnspython wants a question for SOA, which hostile bytes lack."""
+    read(message[:2] + bytes([message[2] & 0x87]) + message[3:])
+
+
 @given(st.binary(max_size=300), st.sampled_from(["udp", "tcp"]))
 def test_any_bytes_never_raise(message: bytes, transport: Transport) -> None:
     outcome = Gateway().send(message, transport)
     assert isinstance(outcome, Answer | Ask | Drop)
     if isinstance(outcome, Answer):
-        read(outcome.message)
+        read_any(outcome.message)
 
 
 QUERIES = [
@@ -659,7 +664,7 @@ def test_mutated_queries_never_raise(
         ((_, answer),) = gateway.server.resolved(outcome.effect.query, None, gateway.now)
         assert read(answer).rcode() == dns.rcode.SERVFAIL
     elif isinstance(outcome, Answer):
-        read(outcome.message)
+        read_any(outcome.message)
 
 
 @given(changes, st.integers(0, 200), st.sampled_from(["udp", "tcp"]))

@@ -1,0 +1,252 @@
+"""The composition root: every kind of link, comings and goings of guests, ends by signal, error and last guest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dpkt
+import pytest
+import trio
+import trio.testing
+
+from guest_iface.link import LinkError
+from netstack.config import FdLink, ListenLink, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
+from netstack.gateway import run_command
+from netstack.gateway.run_command import Attachments, Gateway, RunFailed, open_attachments, run_trio, tell_ready
+
+ROOT = Path(__file__).parents[2]
+ARP_REQUEST = bytes.fromhex("ffffffffffff5a94efe40cee08060001080006040001") + bytes.fromhex(
+    "5a94efe40ceec0a87f02000000000000c0a87f01"
+)
+"""Who has 192.168.127.1, tell 192.168.127.2."""
+GATEWAY_MAC = bytes.fromhex("5a94efe40cdd")
+
+
+def configuration(*fds: int, **options: object) -> RunConfig:
+    links = tuple(FdLink(fd) for fd in fds)
+    return RunConfig(network=network_settings(), links=links, dns_upstreams=("127.0.0.1:9",), **options)  # type: ignore[arg-type]
+
+
+def opened(config: RunConfig) -> Attachments:
+    return open_attachments(config.links, config.network.link.mtu)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[int, socket.socket]]:
+    """An inherited descriptor, and the guest's end of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with theirs:
+        theirs.setblocking(False)
+        yield ours.detach(), theirs
+
+
+async def receive(sock: socket.socket) -> bytes:
+    await trio.lowlevel.wait_readable(sock)
+    return sock.recv(65536)
+
+
+@pytest.mark.parametrize(
+    ("kind", "link"),
+    [(socket.SOCK_DGRAM, "UnixgramLink"), (socket.SOCK_STREAM, "StreamLink"), (socket.SOCK_SEQPACKET, "SeqpacketLink")],
+)
+async def test_an_inherited_socket_is_known_by_its_type(kind: socket.SocketKind, link: str):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with theirs:
+        attachments = opened(configuration(ours.detach()))
+        assert [type(each).__name__ for each in attachments.links] == [link]
+        attachments.close()
+
+
+def test_a_descriptor_that_is_no_socket_is_named(tmp_path: Path):
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(LinkError, match=f"--fd {file.fileno()}: not an open socket"),
+    ):
+        opened(configuration(file.fileno()))
+
+
+def test_all_listeners_open_and_vanish_again(tmp_path: Path):
+    def endpoint(name: str) -> UnixEndpoint:
+        return UnixEndpoint(tmp_path / name)
+
+    specs = (
+        ListenLink("vfkit", endpoint("vfkit")),
+        ListenLink("qemu", endpoint("qemu")),
+        ListenLink("bess", endpoint("bess")),
+        ListenLink("vpnkit", endpoint("vpnkit")),
+    )
+    attachments = open_attachments(specs, 1500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bess", "qemu", "vfkit", "vpnkit"]
+    assert len(attachments.names()) == 4
+    attachments.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_link_that_cannot_be_opened_closes_the_others(tmp_path: Path):
+    specs = (
+        ListenLink("vfkit", UnixEndpoint(tmp_path / "vfkit")),
+        ListenLink("qemu", UnixEndpoint(tmp_path / "missing" / "qemu")),
+    )
+    with pytest.raises(LinkError, match="missing/qemu"):
+        open_attachments(specs, 1500)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tcp_listener():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    attachments = open_attachments((ListenLink("qemu", TcpEndpoint("127.0.0.1", port)),), 1500)
+    assert attachments.names() == [f"tcp://127.0.0.1:{port}"]
+    attachments.close()
+
+
+async def test_the_engine_is_told_of_the_most_careful_link(pair: tuple[int, socket.socket], tmp_path: Path):
+    fd, _ = pair
+    stream_only = open_attachments((ListenLink("qemu", UnixEndpoint(tmp_path / "qemu")),), 9000)
+    traits = run_command.link_traits(stream_only, 9000)
+    assert (traits.mtu, traits.queue_frames, traits.verify_checksums) == (9000, 65_536, False)
+    stream_only.close()
+    datagrams = opened(configuration(fd))
+    assert run_command.link_traits(datagrams, 1500).queue_frames == datagrams.links[0].capabilities.queue_frames
+    datagrams.close()
+
+
+async def test_a_guest_on_an_inherited_socket_is_answered_and_its_end_ends_the_gateway(pair: tuple[int, socket.socket]):
+    fd, guest = pair
+    config = configuration(fd)
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        guest.send(ARP_REQUEST)
+        reply = await receive(guest)
+        assert reply[6:12] == GATEWAY_MAC
+        guest.close()
+
+
+async def test_stop_ends_it_and_the_events_are_written(pair: tuple[int, socket.socket], tmp_path: Path):
+    fd, guest = pair
+    config = configuration(fd, events=tmp_path / "events.jsonl")
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        guest.send(GATEWAY_MAC + ARP_REQUEST[6:12] + b"\x12\x34nonsense")
+        guest.send(ARP_REQUEST)
+        await receive(guest)
+        assert gateway.reopen_events()
+        gateway.stop()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["total"]) for event in events] == [("frame_dropped", 1)]
+
+
+async def test_the_capture_holds_both_directions(pair: tuple[int, socket.socket], tmp_path: Path):
+    fd, guest = pair
+    config = configuration(fd, capture=tmp_path / "capture.pcapng")
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        guest.send(ARP_REQUEST)
+        reply = await receive(guest)
+        gateway.stop()
+    with (tmp_path / "capture.pcapng").open("rb") as file:
+        assert [frame for _, frame in dpkt.pcapng.Reader(file)] == [ARP_REQUEST, reply]
+
+
+async def test_a_guest_that_leaves_a_listener_may_come_back(tmp_path: Path):
+    path = tmp_path / "qemu"
+    config = RunConfig(network=network_settings(), links=(ListenLink("qemu", UnixEndpoint(path)),))
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        for _ in range(2):
+            guest = await trio.open_unix_socket(path)
+            async with guest:
+                await guest.send_all(len(ARP_REQUEST).to_bytes(4, "big") + ARP_REQUEST)
+                assert (await guest.receive_some(4096))[4 + 6 : 4 + 12] == GATEWAY_MAC
+        gateway.stop()
+    assert not path.exists()
+
+
+async def test_nonsense_from_one_guest_is_a_warning_while_another_may_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "qemu"
+    config = RunConfig(network=network_settings(), links=(ListenLink("qemu", UnixEndpoint(path)),))
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        guest = await trio.open_unix_socket(path)
+        async with guest:
+            await guest.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            assert await guest.receive_some(1) == b""
+        gateway.stop()
+    assert "a frame of 1195725856 bytes" in caplog.text
+
+
+def test_nonsense_from_the_only_guest_is_the_failure(tmp_path: Path):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    config = configuration(ours.detach())
+
+    async def main() -> None:
+        await Gateway(config, opened(config)).run()
+
+    with theirs:
+        theirs.send(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(RunFailed, match="a frame of 1195725856 bytes"):
+            run_trio(main)
+
+
+async def test_an_events_file_that_cannot_be_opened_closes_the_links(tmp_path: Path):
+    path = tmp_path / "vfkit"
+    links = (ListenLink("vfkit", UnixEndpoint(path)),)
+    config = RunConfig(network=network_settings(), links=links, events=tmp_path / "missing" / "events")
+    with pytest.raises(RunFailed, match=r"--events .*missing/events: No such file"):
+        Gateway(config, opened(config))
+    assert not path.exists()
+
+
+def test_ready_is_one_line_and_the_end():
+    read_end, write_end = os.pipe()
+    tell_ready(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        assert pipe.read() == b"ready\n"
+    with pytest.raises(RunFailed, match=f"--ready-fd {write_end}: Bad file descriptor"):
+        tell_ready(write_end)
+
+
+def test_process_preparation_raises_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch):
+    limits = []
+    monkeypatch.setattr(run_command.resource, "getrlimit", lambda _which: (1024, 5000))
+    monkeypatch.setattr(run_command.resource, "setrlimit", lambda _which, pair: limits.append(pair))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_options: None)
+    run_command.prepare_process("info")
+    assert limits == [(5000, 5000)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_command_is_ready_says_so_and_ends_on_a_signal(number: int, tmp_path: Path):
+    path = tmp_path / "vfkit"
+    read_end, write_end = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "netstack", "run", "--listen-vfkit", f"unixgram://{path}", "--ready-fd", str(write_end)],
+        pass_fds=[write_end],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        assert pipe.read() == b"ready\n"
+    assert path.is_socket()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not path.exists()
+    assert f"{signal.Signals(number).name}: ending" in told
