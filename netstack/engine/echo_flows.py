@@ -114,6 +114,15 @@ class EchoFlows:
         for flow in [flow for flow in self._table.values() if flow.guest in guests]:
             self._close(flow, "guest left", now)
 
+    def judge_again(self, now: float) -> None:
+        """End the mappings that the policy now in force would refuse; a request to another place is judged by itself."""
+        for flow in list(self._table.values()):
+            question = Question(flow.id, ipv4.ICMP, (flow.guest, flow.identifier), (flow.first[0], 0))
+            verdict = self._judge.echo(question)
+            if not verdict.allowed:
+                self._judge.refused(question, verdict, "nothing", now)
+                self._close(flow, "refused", now)
+
     def next_deadline(self) -> float:
         """When `advance` wants to be called."""
         return self._timers.next_deadline()

@@ -42,6 +42,9 @@ class PolicySettings:
     """Refuse any TLS hello that carries Encrypted ClientHello, GREASE included."""
 
 
+FULL_ACCESS: Final = PolicySettings()
+
+
 class Policy:
     """Every decision about a guest's traffic."""
 

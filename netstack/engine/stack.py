@@ -21,12 +21,16 @@ from netstack.engine.effects import Effect
 from netstack.engine.fragments import Reassembler, fragment
 from netstack.engine.host_errors import HostErrors
 from netstack.engine.icmp_errors import IcmpErrors
+from netstack.engine.judge import Judge, Question
 from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
+from netstack.engine.policy import FULL_ACCESS, Policy, PolicySettings
 from netstack.engine.routes import Route, Routes
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.tcp_flows import Syn, TcpFlows
+from netstack.engine.tcp_flow import Syn
+from netstack.engine.tcp_flows import TcpFlows
 from netstack.engine.udp_flows import UdpFlows
+from netstack.engine.verdict import REFUSE, Verdict
 from netstack.engine.zones import Zones
 from netstack.wire import ethernet, icmp, ipv4, tcp, udp
 from netstack.wire.checksum import checksum, pseudo_header_sum
@@ -36,6 +40,13 @@ _DHCP_SERVER_PORT: Final = 67
 # What the hot path needs of a frame: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
 _GUARD = Struct("!HBBHHHBB")
 _SEGMENT = Struct("!IIHHHH")
+# What is said of datagrams that lead nowhere: the reason, and the code of the unreachable that says it.
+_DATAGRAM_REFUSALS: Final = {
+    routes.GROUP: ("group-address", None),
+    routes.OWN: ("unserved-port", icmp.PORT_UNREACHABLE),
+    routes.UNUSED: ("unused-address", icmp.HOST_UNREACHABLE),
+    routes.FORBIDDEN: ("forbidden-address", icmp.ADMINISTRATIVELY_PROHIBITED),
+}
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
 # Loose and strict source routes: a guest that says which way a packet goes (RFC 7126 section 4.3 and 4.4: drop).
@@ -45,19 +56,27 @@ _SOURCE_ROUTES: Final = frozenset((131, 137))
 class Stack:
     """One gateway and its guests."""
 
-    def __init__(self, settings: NetworkSettings, *, initial_sequence: Callable[[bytes, float], int]) -> None:
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        *,
+        initial_sequence: Callable[[bytes, float], int],
+        policy: PolicySettings = FULL_ACCESS,
+    ) -> None:
         """`initial_sequence(key, now)` gives TCP's initial sequence numbers, 0..2**32-1 (RFC 6528).
 
         Raises ValueError when the settings contradict themselves.
         """
         self.settings = settings
         self._outbox = outbox = Outbox()
+        self.judge = Judge(Policy(policy, settings), settings, outbox)
+        self._disabled = policy.disabled
         self._mac = settings.gateway_mac
         self._broadcasts = (settings.broadcast_ip, b"\xff\xff\xff\xff")
         self._verify = settings.link.verify_checksums
         self.dhcp = DhcpServer(settings, report=outbox.report, drop=outbox.drop)
         self.neighbours = Neighbours(settings, drop=outbox.drop, holder=self.dhcp.holder)
-        self.dns = DnsServer(Zones(settings.zones), outbox.report, mtu=settings.link.mtu)
+        self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=settings.link.mtu)
         self._routes = Routes(settings)
         self._errors = IcmpErrors(settings, drop=outbox.drop)
         self._reassembler = Reassembler(drop=outbox.drop)
@@ -67,12 +86,13 @@ class Stack:
             self._routes,
             outbox,
             self._errors,
+            self.judge,
             initial_sequence=initial_sequence,
             services={(settings.gateway_ip, DNS_PORT): self._dns_port.session},
         )
         host_errors = HostErrors(settings, outbox, self._errors)
-        self.udp = UdpFlows(settings, outbox, host_errors)
-        self.echo = EchoFlows(settings, outbox, host_errors)
+        self.udp = UdpFlows(settings, outbox, host_errors, self.judge)
+        self.echo = EchoFlows(settings, outbox, host_errors, self.judge)
         self._tcp_table = self.tcp.table
 
     @property
@@ -111,6 +131,9 @@ class Stack:
 
     def _receive_any(self, frame: bytes, now: float) -> None:
         drop = self._outbox.drop
+        if self._disabled:
+            drop("network-disabled")
+            return
         if len(frame) < ethernet.HEADER:
             drop("frame-truncated")
             return
@@ -164,7 +187,8 @@ class Stack:
         elif header.protocol == ipv4.ICMP:
             self._receive_icmp(packet, header, route, now)
         else:
-            self._outbox.drop("ip-protocol")
+            question = self._question(header, 0, 0)
+            self.judge.refused(question, Verdict(REFUSE, "datagram", "ip-protocol"), "unreachable", now)
             self._error(icmp.UNREACHABLE, icmp.PROTOCOL_UNREACHABLE, packet, now)
 
     def _source_fault(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, now: float) -> str | None:
@@ -261,21 +285,22 @@ class Stack:
         elif to_gateway and datagram.destination_port == DNS_PORT:
             self._dns_port.datagram(header.source, gateway, datagram, now)
         else:
-            self._refuse_datagram("udp", packet, header, route, now)
+            question = self._question(header, datagram.source_port, datagram.destination_port)
+            self._refuse_datagram(question, packet, route.kind, now)
 
-    def _refuse_datagram(self, protocol: str, packet: bytes, header: ipv4.Ipv4, route: Route, now: float) -> None:
+    def _question(self, header: ipv4.Ipv4, source_port: int, destination_port: int) -> Question:
+        return Question(0, header.protocol, (header.source, source_port), (header.destination, destination_port))
+
+    def _refuse_datagram(self, question: Question, packet: bytes, kind: int, now: float) -> None:
         """What is no flow and no service: say so as a host or a router would."""
-        if route.kind == routes.GROUP:
-            self._outbox.drop(f"{protocol}-group-address")
-        elif route.kind == routes.OWN:
-            self._outbox.drop(f"{protocol}-unserved-port")
-            self._error(icmp.UNREACHABLE, icmp.PORT_UNREACHABLE, packet, now, source=header.destination)
-        elif route.kind == routes.UNUSED:
-            self._outbox.drop(f"{protocol}-unused-address")
-            self._error(icmp.UNREACHABLE, icmp.HOST_UNREACHABLE, packet, now)
-        else:
-            self._outbox.drop(f"{protocol}-forbidden-address")
-            self._error(icmp.UNREACHABLE, icmp.ADMINISTRATIVELY_PROHIBITED, packet, now)
+        destination = question.destination[0]
+        step = "echo" if question.protocol == ipv4.ICMP else "datagram"
+        reason, code = _DATAGRAM_REFUSALS[kind]
+        told = "nothing" if code is None else "unreachable"
+        self.judge.refused(question, Verdict(REFUSE, step, reason), told, now)
+        if code is not None:
+            source = destination if code == icmp.PORT_UNREACHABLE else None
+            self._error(icmp.UNREACHABLE, code, packet, now, source=source)
 
     def _answer_dhcp(self, message: bytes, source: bytes, mac: bytes, now: float) -> None:
         reply = self.dhcp.receive(message, source, mac, now)
@@ -303,7 +328,7 @@ class Stack:
         elif route.kind == routes.OUT:
             self.echo.request(packet, header, message, route.dialled, now)
         else:
-            self._refuse_datagram("icmp", packet, header, route, now)
+            self._refuse_datagram(self._question(header, message.identifier, 0), packet, route.kind, now)
 
     def _error(self, kind: int, code: int, packet: bytes, now: float, *, source: bytes | None = None) -> None:
         error = self._errors.make(kind, code, packet, source or self.settings.gateway_ip, now)
@@ -317,11 +342,31 @@ class Stack:
         self.udp.guest_left(addresses, now)
         self.echo.guest_left(addresses, now)
 
+    def replace_policy(self, policy: PolicySettings, why: str, now: float) -> None:
+        """Put another policy in force, whole: flows it would refuse are reset, the rest live on.
+
+        `why` is for the record: reload, api, kill-switch. A disabled network ends every flow without a word: its guest
+        has a network card that carries no frame.
+        """
+        self.judge.replace(Policy(policy, self.settings), why)
+        self._disabled = policy.disabled
+        self.tcp.judge_again(now)
+        self.udp.judge_again(now)
+        self.echo.judge_again(now)
+
+    def candidate_fault(self, protocol: int, address: bytes, port: int) -> str:
+        """Why an address (4 or 16 bytes) that a name stands for must not be dialled; empty when it may."""
+        return self.judge.candidate(protocol, address, port)
+
     # -- what happened on the host side ----------------------------------------------------------------------
 
-    def stream_opened(self, flow: int, now: float) -> None:
-        """OpenStream succeeded."""
-        self.tcp.opened(flow, now)
+    def stream_opened(self, flow: int, now: float, address: bytes | None = None) -> None:
+        """OpenStream or OpenNamed succeeded; `address` is the one of the name's addresses that answered."""
+        self.tcp.opened(flow, now, address)
+
+    def name_resolved(self, flow: int, address: bytes | None, now: float) -> None:
+        """ResolveName found an address that may be used (4 bytes), or none."""
+        self.udp.name_resolved(flow, address, now)
 
     def stream_failed(self, flow: int, failure: int, now: float) -> None:
         """OpenStream failed; `failure` is one of the effects module's words (REFUSED, ...)."""
@@ -417,6 +462,8 @@ class Stack:
         for _ in self.neighbours.take_unreachable():
             outbox.drop("guest-does-not-answer-arp")
         self.tcp.output(frames, room, now)
+        if self._disabled:
+            frames.clear()
         return frames
 
     @property

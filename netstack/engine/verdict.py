@@ -31,6 +31,3 @@ class Verdict(NamedTuple):
     def allowed(self) -> bool:
         """Whether the flow may go on (PEEK is not yet a yes)."""
         return self.action == ALLOW
-
-
-FULL_ACCESS: Final = Verdict(ALLOW, "syn", "no-list")
