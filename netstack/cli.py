@@ -126,6 +126,42 @@ _NETWORK_OPTIONS: Final = (
     click.option("--metadata-access", is_flag=True, help="Let the guest reach 169.254.0.0/16 (cloud metadata)."),
 )
 
+_POLICY_OPTIONS: Final = (
+    click.option(
+        "--network",
+        metavar="enabled|disabled",
+        help="Disabled: the guest's card never carries a frame.  [default: enabled]",
+    ),
+    click.option(
+        "--allow-net",
+        "allow_net",
+        multiple=True,
+        metavar="RULE[,RULE...]",
+        help="Allow only this: host, *.suffix, IP, CIDR, @public, @host, each with :PORT.  [default: everything]",
+    ),
+    click.option("--deny-all", is_flag=True, help="Allow nothing; DHCP and the gateway's own answers stay."),
+    click.option(
+        "--dns-sinkhole",
+        "sinkhole",
+        type=click.Choice(("null", "nxdomain", "refused")),
+        help="What a name that is not allowed resolves to.  [default: null, that is 0.0.0.0]",
+    ),
+    click.option(
+        "--dns-answers",
+        "answers",
+        type=click.Choice(("real", "synthetic")),
+        help="Synthetic: each allowed name has an address of its own, whatever the protocol.  [default: real]",
+    ),
+    click.option("--strict-ech", is_flag=True, help="Refuse TLS hellos that hide their name (ECH), GREASE included."),
+    click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="YAML file with the section `policy`; SIGHUP reads it again.",
+    ),
+)
+
 _REPORT_OPTIONS: Final = (
     click.option(
         "--capture", type=click.Path(path_type=Path), metavar="FILE", help="Write every frame to a pcapng file."
@@ -159,8 +195,15 @@ def _configuration(
     capture: Path | None,
     events: str | None,
     log_level: str,
+    network: str | None,
+    allow_net: Sequence[str],
+    deny_all: bool,
+    sinkhole: str | None,
+    answers: str | None,
+    strict_ech: bool,
+    config_file: Path | None,
     ready_fd: int | None = None,
-    **network: Any,
+    **addresses: Any,
 ) -> RunConfig:
     """The one configuration out of the options' values. Raises ConfigError."""
     from netstack import config
@@ -172,11 +215,21 @@ def _configuration(
     except OSError:
         resolv_conf = ""
     return config.RunConfig(
-        network=config.network_settings(search=config.search_domains(resolv_conf), **network),
+        network=config.network_settings(search=config.search_domains(resolv_conf), **addresses),
         links=links,
         dns_upstreams=tuple(config.parse_dns_upstream(text, "--dns-upstream") for text in dns_upstreams),
         capture=capture,
         events="-" if events == "-" else Path(events) if events else None,
+        policy=config.network_spec(
+            network=network,
+            allow_net=allow_net,
+            deny_all=deny_all,
+            sinkhole=sinkhole,
+            answers=answers,
+            strict_ech=strict_ech,
+            config_file=config_file,
+        ),
+        config_file=config_file,
         ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
         log_level=log_level,
     )
@@ -189,7 +242,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _REPORT_OPTIONS)
+@_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _POLICY_OPTIONS, _REPORT_OPTIONS)
 @click.option("--ready-fd", type=int, metavar="N", help="Write a line to this descriptor once guests can attach.")
 def run(
     *,
@@ -222,7 +275,7 @@ def run(
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@_with(_NETWORK_OPTIONS, _REPORT_OPTIONS)
+@_with(_NETWORK_OPTIONS, _POLICY_OPTIONS, _REPORT_OPTIONS)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def guest(*, command: Sequence[str], **options: Any) -> int:
     """Run COMMAND in a fresh network namespace whose only way out is this stack.

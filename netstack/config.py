@@ -6,15 +6,17 @@ it. Rules and defaults for the addresses are gvproxy's: subnet 192.168.127.0/24,
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote
 
 from netstack.engine.settings import LinkTraits, NetworkSettings, Zone, ZoneRecord
+from netstack.network_spec import NetworkSpec
 
 MIN_MTU: Final = 576
 """Bytes. Every IPv4 host takes such packets (RFC 791 section 3.1); DHCP messages grow to it (RFC 2131 section 2)."""
@@ -103,6 +105,10 @@ class RunConfig:
     """pcapng file that every frame of every link is written to."""
     events: Path | Literal["-"] | None = None
     """File for one JSON object a line and event; "-" is standard output."""
+    policy: NetworkSpec = NetworkSpec()
+    """What the guests may reach."""
+    config_file: Path | None = None
+    """The YAML file that `policy` came from; SIGHUP reads it again."""
     ready_fd: int | None = None
     """File descriptor that gets a line once guests can attach; then it is closed."""
     log_level: str = "info"
@@ -477,3 +483,75 @@ def network_settings(
     table = _nat_table(nat, base)
     base = replace(base, nat=table, virtual_ips=frozenset({host, *(used for used in table if base.in_subnet(used))}))
     return replace(base, static_leases=_static_leases(static_leases, base))
+
+
+# -- the policy ------------------------------------------------------------------------------------------------------
+
+
+class PolicyError(ConfigError):
+    """A policy that cannot be used; says where it stands and what is wrong with it."""
+
+    def __init__(self, where: str, error: Exception | str) -> None:
+        ValueError.__init__(self, f"{where}: {error}")
+        self.key = where
+        self.value = ""
+        self.expected = str(error)
+
+
+def network_spec(
+    *,
+    network: str | None = None,
+    allow_net: Sequence[str] = (),
+    deny_all: bool = False,
+    sinkhole: str | None = None,
+    answers: str | None = None,
+    strict_ech: bool = False,
+    config_file: Path | None = None,
+) -> NetworkSpec:
+    """The policy out of the options and the `policy` section of a YAML file; an option replaces what the file says.
+
+    `--allow-net` may hold several rules with commas between them. Raises ConfigError.
+    """
+    keys: dict[str, object] = dict(_policy_section(config_file)) if config_file else {}
+    rules = [rule.strip() for entry in allow_net for rule in entry.split(",") if rule.strip()]
+    given = {
+        "network": network,
+        "allow_net": rules or None,
+        "deny_all": deny_all or None,
+        "sinkhole": sinkhole,
+        "answers": answers,
+        "strict_ech": strict_ech or None,
+    }
+    keys.update({key: value for key, value in given.items() if value is not None})
+    try:
+        return NetworkSpec.parse(keys)
+    except ValueError as error:
+        raise PolicyError(f"{config_file}: policy" if config_file else "policy", error) from error
+
+
+def _policy_section(path: Path) -> Mapping[str, object]:
+    import yaml
+
+    where = f"--config {path}"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolicyError(where, str(error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(where, "expected UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise PolicyError(where, " ".join(str(error).split())) from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise PolicyError(where, "expected a mapping with the section 'policy'")
+    for key in document:
+        if key != "policy":
+            near = difflib.get_close_matches(str(key), ["policy"], 1)
+            raise PolicyError(where, f"unknown key {key!r}{'; did you mean' if near else '; known is'} 'policy'")
+    section = document.get("policy")
+    if isinstance(section, str):
+        return {"network": section}
+    if section is not None and not isinstance(section, dict):
+        raise PolicyError(where, "policy: expected a mapping, 'enabled' or 'disabled'")
+    return section or {}

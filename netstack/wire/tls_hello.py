@@ -241,7 +241,7 @@ def _name_fault(name: bytes) -> str:
 
 
 def is_address(host: bytes) -> bool:
-    """Whether URL parsers take `host` for an IP address, in whatever base or brackets (WHATWG URL, "ends in a number")."""
+    """Whether URL parsers take `host` for an IP address, in whatever base (WHATWG URL: its last label is a number)."""
     return b":" in host or _NUMBER.fullmatch(host.removesuffix(b".").rpartition(b".")[2]) is not None
 
 

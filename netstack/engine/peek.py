@@ -1,0 +1,193 @@
+"""The first bytes of a flow: which name do they say?
+
+A peek is fed what the guest sends, in order, until it knows. It keeps nothing for the caller: the bytes that were fed are
+the bytes to send upstream, unchanged, so what was judged is what the server gets.
+
+An outcome is None while more is needed (NEED_MORE), then Named or Refuse; once known it never changes.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from netstack.engine.names import canonical
+from netstack.wire.http_head import HeadReader, RequestHead, RequestStream
+from netstack.wire.quic_initial import InitialReader
+from netstack.wire.tls_hello import HANDSHAKE, ClientHello, HelloReader, is_address
+
+TLS: Final = "tls"
+HTTP: Final = "http"
+QUIC: Final = "quic"
+OTHER: Final = "other"
+
+NEED_MORE: Final = None
+
+_NOT_HTTP: Final = frozenset(("not-http", "proxy-protocol"))
+"""Faults after which nobody on the other side would understand a 403."""
+
+
+class Named(NamedTuple):
+    """The first bytes say one name.
+
+    `name` is canonical. `source`: sni, host or quic, where it came from. `protocol`: tls, http or quic. `details` is all
+    that was read. For HTTP, later requests must be judged too: feed every byte, the peeked ones first, to RequestGuard.
+    """
+
+    name: str
+    source: str
+    protocol: str
+    details: ClientHello | RequestHead
+
+
+class Refuse(NamedTuple):
+    """The first bytes say no name that could be judged.
+
+    `protocol` (tls, http, quic, other) says how to tell the guest. `name` is the canonical name where there was one.
+    """
+
+    reason: str
+    protocol: str
+    name: str = ""
+
+
+Outcome = Named | Refuse | None
+
+
+class StreamPeek:
+    """Peeks at a TCP flow to `port`: TLS when the first byte says so, HTTP/1 otherwise.
+
+    Never holds more than it was given, and no more than 64 KiB of TLS or 16 KiB of HTTP. `strict_ech` refuses any hello
+    with Encrypted ClientHello in it, GREASE included.
+    """
+
+    def __init__(self, port: int, *, strict_ech: bool) -> None:
+        self.protocol = ""
+        """tls, http or other: how to refuse a flow that never comes to an outcome. Empty before the first byte."""
+        self._port = port
+        self._strict_ech = strict_ech
+        self._hello: HelloReader | None = None
+        self._head: HeadReader | None = None
+        self._outcome: Outcome = None
+
+    def feed(self, chunk: bytes) -> Outcome:
+        """The next bytes from the guest, of any length."""
+        if self._outcome is not None or not chunk:
+            return self._outcome
+        if not self.protocol:
+            self._choose(chunk[0])
+        if self._hello is not None:
+            self._outcome = _judge_hello(self._hello.feed(chunk), TLS, "sni", strict_ech=self._strict_ech)
+        elif self._head is not None:
+            self._outcome = self._judge_head(self._head.feed(chunk))
+        if self._outcome is not None:
+            self.protocol = self._outcome.protocol
+            self._hello = self._head = None
+        return self._outcome
+
+    def _choose(self, first: int) -> None:
+        if first == HANDSHAKE:
+            self.protocol = TLS
+            self._hello = HelloReader()
+        else:
+            self.protocol = HTTP
+            self._head = HeadReader()
+
+    def _judge_head(self, head: RequestHead | str | None) -> Outcome:
+        if head is None:
+            return None
+        if isinstance(head, str):
+            return Refuse(head, OTHER if head in _NOT_HTTP else HTTP)
+        return judge_request(head, self._port)
+
+
+class DatagramPeek:
+    """Peeks at a UDP flow: QUIC v1 or v2, its hello spread over no more than 8 datagrams."""
+
+    def __init__(self, *, strict_ech: bool) -> None:
+        self._strict_ech = strict_ech
+        self._reader: InitialReader | None = InitialReader()
+        self._outcome: Outcome = None
+
+    def feed(self, datagram: bytes) -> Outcome:
+        """The next datagram from the guest, whole."""
+        if self._reader is not None:
+            result = self._reader.feed(datagram)
+            if result == "not-quic":
+                self._outcome = Refuse(result, OTHER)
+            else:
+                self._outcome = _judge_hello(result, QUIC, "quic", strict_ech=self._strict_ech)
+            if self._outcome is not None:
+                self._reader = None
+        return self._outcome
+
+
+class Passage(NamedTuple):
+    """`data` may go upstream. With `refuse`, nothing that comes after it may: answer 403 and close."""
+
+    data: bytes
+    refuse: Refuse | None
+
+
+class RequestGuard:
+    """Judges every request on one plain HTTP connection: all must be for the host that the connection was opened for.
+
+    Fed from the connection's first byte on. Heads are held back until they are complete (16 KiB at most), bodies pass as
+    they come. After a request for WebSocket see RequestStream.
+    """
+
+    def __init__(self, name: str, port: int) -> None:
+        self._name = name
+        self._port = port
+        self._stream = RequestStream()
+        self._refuse: Refuse | None = None
+
+    def feed(self, chunk: bytes) -> Passage:
+        """The next bytes from the guest. After a refusal nothing passes."""
+        if self._refuse is not None:
+            return Passage(b"", self._refuse)
+        passed = []
+        for piece in self._stream.feed(chunk):
+            if piece.head is not None:
+                self._refuse = self._judge(piece.head)
+                if self._refuse is not None:
+                    break
+            passed.append(piece.data)
+        if self._refuse is None and self._stream.fault:
+            self._refuse = Refuse(self._stream.fault, HTTP)
+        return Passage(passed[0] if len(passed) == 1 else b"".join(passed), self._refuse)
+
+    def _judge(self, head: RequestHead) -> Refuse | None:
+        outcome = judge_request(head, self._port)
+        if isinstance(outcome, Refuse):
+            return outcome
+        return None if outcome.name == self._name else Refuse("host-changed", HTTP, outcome.name)
+
+
+def judge_request(head: RequestHead, port: int) -> Named | Refuse:
+    """Which name a request on a connection to `port` is for."""
+    if not head.host:
+        return Refuse("no-name", HTTP)
+    if head.is_address:
+        return Refuse("host-ip-literal", HTTP)
+    name = canonical(head.host)
+    if name is None:
+        return Refuse("host-not-a-name", HTTP)
+    if head.port and head.port != port:
+        return Refuse("host-port", HTTP, name)
+    return Named(name, "host", HTTP, head)
+
+
+def _judge_hello(hello: ClientHello | str | None, protocol: str, source: str, *, strict_ech: bool) -> Outcome:
+    """Which name a hello is for. With Encrypted ClientHello the outer name decides: it is where the server is."""
+    if hello is None:
+        return None
+    if isinstance(hello, str):
+        return Refuse(hello, protocol)
+    if hello.server_name is None:
+        return Refuse("no-name", protocol)
+    name = canonical(hello.server_name)
+    if name is None or is_address(hello.server_name):
+        return Refuse("sni-not-a-name", protocol)
+    if strict_ech and hello.has_ech:
+        return Refuse("ech", protocol, name)
+    return Named(name, source, protocol, hello)

@@ -1,0 +1,186 @@
+"""NetworkSpec: what a guest may reach, as people say it: the way to a policy from Python, options and YAML alike.
+
+NetworkSpec.enabled()                                   full access
+NetworkSpec.enabled(["pypi.org", "10.1.0.0/16:5432"])   only that
+NetworkSpec.enabled(deny_all=True)                      a network card, DHCP and DNS, and nothing behind them
+NetworkSpec.disabled()                                  a network card that never carries a frame
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Final
+
+from netstack.engine import addresses
+from netstack.engine.policy import ANSWER_MODES, NULL, REAL, SINKHOLE_MODES, PolicySettings
+from netstack.engine.rules import ADDRESS, HOST, SUFFIX, Rule, RuleSet, parse_rule
+
+ENABLED: Final = "enabled"
+DISABLED: Final = "disabled"
+
+
+class SpecError(ValueError):
+    """A specification that contradicts itself or cannot be read; the message names the key and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """What a guest may reach. Made by `enabled`, `disabled` or `parse`; checked when it is made.
+
+    Raises SpecError for a contradiction, and RuleError (both are ValueErrors) for a rule that cannot be used.
+    """
+
+    network: str = ENABLED
+    allow_net: tuple[str, ...] = ()
+    deny_all: bool = False
+    sinkhole: str = NULL
+    answers: str = REAL
+    pass_service_bindings: bool = False
+    strict_ech: bool = False
+
+    def __post_init__(self) -> None:
+        if self.network not in (ENABLED, DISABLED):
+            raise SpecError(f"network {self.network!r}: expected {ENABLED!r} or {DISABLED!r}")
+        if self.network == DISABLED and (self.allow_net or self.deny_all):
+            what = "allow_net" if self.allow_net else "deny_all"
+            raise SpecError(f"{what}: a disabled network has nothing to allow or deny: leave one of them out")
+        if self.deny_all and self.allow_net:
+            raise SpecError("deny_all: contradicts the entries of allow_net; leave one of them out")
+        if self.sinkhole not in SINKHOLE_MODES:
+            raise SpecError(f"sinkhole {self.sinkhole!r}: expected one of {', '.join(SINKHOLE_MODES)}")
+        if self.answers not in ANSWER_MODES:
+            raise SpecError(f"answers {self.answers!r}: expected one of {', '.join(ANSWER_MODES)}")
+        self.rules()
+
+    @classmethod
+    def enabled(cls, allow_net: Iterable[str] = (), *, deny_all: bool = False, **options: Any) -> NetworkSpec:
+        """A network: all of it, or only what `allow_net` lists, or (`deny_all`) nothing of it."""
+        return cls(ENABLED, tuple(allow_net), deny_all, **options)
+
+    @classmethod
+    def disabled(cls) -> NetworkSpec:
+        """No network: the guest has a card, and no frame ever comes or goes."""
+        return cls(DISABLED)
+
+    @classmethod
+    def parse(cls, value: NetworkSpec | str | Mapping[str, Any]) -> NetworkSpec:
+        """A spec, one of the words (any case), or a mapping with the keys of this class. Raises SpecError, RuleError."""
+        if isinstance(value, NetworkSpec):
+            return value
+        if isinstance(value, str):
+            return cls(value.strip().lower())
+        known = [field.name for field in fields(cls)]
+        options: dict[str, Any] = {}
+        for key, given in value.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+                raise SpecError(f"unknown key {key!r}{hint}")
+            options[key] = _checked(key, given)
+        if isinstance(options.get("network"), str):
+            options["network"] = options["network"].strip().lower()
+        return cls(**options)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, read. Raises RuleError for the first that cannot be used."""
+        return _parse_rules(self.allow_net)
+
+    def policy(self) -> PolicySettings:
+        """What the engine is told."""
+        restricted = self.deny_all or bool(self.allow_net)
+        return PolicySettings(
+            rules=self.rules() if restricted else None,
+            disabled=self.network == DISABLED,
+            sinkhole=self.sinkhole,
+            answers=self.answers,
+            pass_service_bindings=self.pass_service_bindings,
+            strict_ech=self.strict_ech,
+        )
+
+    def warnings(self) -> list[str]:
+        """Rules that can never match, or say what another says already."""
+        rules = self.rules()
+        every = RuleSet(rules)
+        found = []
+        for rule in rules:
+            if rule.kind == ADDRESS and addresses.is_metadata(rule.network):
+                found.append(f"allow_net rule {rule.text!r} never matches: metadata services need metadata access")
+                continue
+            if rule.kind == ADDRESS and rule.network[0] in (0, 127) and len(rule.network) == 4:
+                found.append(f"allow_net rule {rule.text!r} never matches: no guest can send there")
+                continue
+            if rule.kind == SUFFIX and is_shared_suffix(rule.name):
+                found.append(f"allow_net rule {rule.text!r}: anybody can get a name below {rule.name!r}")
+            wider = _wider(rule, every)
+            if wider is not None:
+                found.append(f"allow_net rule {rule.text!r} says nothing that {wider.text!r} does not say already")
+        return found
+
+
+def _checked(key: str, value: Any) -> Any:
+    """A value of the YAML or JSON kind for a key. `null` is also how YAML reads the sinkhole mode of that name."""
+    if key == "sinkhole" and value is None:
+        return NULL
+    if key == "allow_net":
+        if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+            raise SpecError(f"allow_net {value!r}: expected a list of rules, each a string")
+        return tuple(value)
+    if key in ("deny_all", "pass_service_bindings", "strict_ech"):
+        if not isinstance(value, bool):
+            raise SpecError(f"{key} {value!r}: expected true or false")
+        return value
+    if not isinstance(value, str):
+        raise SpecError(f"{key} {value!r}: expected a word")
+    return value
+
+
+def _wider(rule: Rule, every: RuleSet) -> Rule | None:
+    """Another rule that covers all of what this one does."""
+    if rule.kind in (HOST, SUFFIX):
+        candidates = every.for_name(rule.name if rule.kind == HOST else f"x.{rule.name}")
+    elif rule.kind == ADDRESS:
+        candidates = [other for other in every.for_address(rule.network) if other.kind == ADDRESS]
+        candidates = [other for other in candidates if other.prefix_length <= rule.prefix_length]
+    else:
+        return None
+    ports = [(protocol, port) for protocol in (6, 17) for port in _sample_ports(rule) if rule.covers(protocol, port)]
+    for other in candidates:
+        if other is not rule and all(other.covers(*place) for place in ports):
+            same = all(rule.covers(*place) for place in ports) and other.kind == rule.kind and _same_place(rule, other)
+            if same and every.rules.index(other) > every.rules.index(rule):
+                continue  # of two that say the same, the later is the superfluous one
+            return other
+    return None
+
+
+def _sample_ports(rule: Rule) -> list[int]:
+    return [rule.first_port, rule.last_port] if rule.first_port else [1, 22, 80, 443, 8443, 65535]
+
+
+def _same_place(one: Rule, other: Rule) -> bool:
+    return (one.name, one.network, one.prefix_length) == (other.name, other.network, other.prefix_length)
+
+
+@lru_cache(maxsize=8)
+def _parse_rules(texts: tuple[str, ...]) -> tuple[Rule, ...]:
+    return tuple(parse_rule(text, is_public_suffix) for text in texts)
+
+
+def is_public_suffix(name: str) -> bool:
+    """Whether a registry sells names below `name` (the ICANN part of Mozilla's Public Suffix List)."""
+    return bool(_suffix_list(only_icann=True).is_public(name))
+
+
+def is_shared_suffix(name: str) -> bool:
+    """Whether a company gives names below `name` to its customers (the private part of the same list)."""
+    return bool(_suffix_list(only_icann=False).is_public(name))
+
+
+@lru_cache(maxsize=2)
+def _suffix_list(*, only_icann: bool) -> Any:
+    from publicsuffixlist import PublicSuffixList
+
+    return PublicSuffixList(only_icann=only_icann)
