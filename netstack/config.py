@@ -10,7 +10,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote
@@ -105,7 +105,7 @@ class RunConfig:
     """pcapng file that every frame of every link is written to."""
     events: Path | Literal["-"] | None = None
     """File for one JSON object a line and event; "-" is standard output."""
-    policy: NetworkSpec = NetworkSpec()
+    policy: NetworkSpec = field(default_factory=NetworkSpec)
     """What the guests may reach."""
     config_file: Path | None = None
     """The YAML file that `policy` came from; SIGHUP reads it again."""

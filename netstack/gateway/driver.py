@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import trio
 
 from guest_iface.link import Link, LinkClosed
 from guest_iface.switch import Switch
-from netstack.engine.effects import Report, ResolveUpstream
+from netstack.engine.effects import AbortStream, OpenNamed, Report, ResolveName, ResolveUpstream
 from netstack.engine.events import Event
+from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
+from netstack.gateway.dialer import AnswersDns, Dialer
 from netstack.gateway.host_sockets import HostSockets
+
+_Asked = TypeVar("_Asked")
 
 MAX_BACKLOG: Final = 256
 """Frames a link may have waiting before bulk data is held back in the engine, where nothing is lost."""
-
-
-class AnswersDns(Protocol):
-    """What the driver needs of a resolver."""
-
-    async def ask(self, message: bytes) -> bytes | None:
-        """Ask upstream; None when nobody answered."""
 
 
 def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
@@ -50,13 +47,15 @@ class Driver:
         settings: NetworkSettings,
         *,
         resolver: AnswersDns,
+        policy: PolicySettings = FULL_ACCESS,
         event_sink: Callable[[Event, float], None] | None = None,
     ) -> None:
-        """`event_sink(event, now)` is called for everything worth telling; it must not block."""
-        self.stack = Stack(settings, initial_sequence=keyed_sequence_numbers())
+        """`policy` is what the guests may reach. `event_sink(event, now)` is called for everything worth telling; it must not block."""
+        self.stack = Stack(settings, initial_sequence=keyed_sequence_numbers(), policy=policy)
         self.switch = Switch(settings.gateway_mac)
         self.sockets = HostSockets(self.stack)
         self._resolver = resolver
+        self._dialer = Dialer(self.stack, self.sockets, resolver, self.flush)
         self._event_sink = event_sink
         self._links: list[Link] = []
         self._nursery: trio.Nursery | None = None
@@ -143,9 +142,14 @@ class Driver:
                     if self._event_sink is not None:
                         self._event_sink(effect.event, now)
                 elif isinstance(effect, ResolveUpstream):
-                    if self._nursery is not None:
-                        self._nursery.start_soon(self._resolve, effect)
+                    self._start(self._resolve, effect)
+                elif isinstance(effect, OpenNamed):
+                    self._start(self._dialer.open_named, effect)
+                elif isinstance(effect, ResolveName):
+                    self._start(self._dialer.resolve_name, effect)
                 else:
+                    if isinstance(effect, AbortStream):
+                        self._dialer.cancel(effect.flow)
                     perform[type(effect)](effect, now)
             asked = stack.take_effects(now)
         frames = stack.take_frames(now, MAX_BACKLOG - self.switch.backlog)
@@ -156,6 +160,15 @@ class Driver:
         deadline = stack.next_deadline()
         if deadline < self._timer.deadline:  # moving it costs; one that comes too early only looks around
             self._timer.deadline = deadline
+
+    def _start(self, task: Callable[[_Asked], Awaitable[None]], effect: _Asked) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task, effect)
+
+    def replace_policy(self, policy: PolicySettings, why: str) -> None:
+        """Put another policy in force, whole, and end the flows it would refuse. `why` is for the record."""
+        self.stack.replace_policy(policy, why, trio.current_time())
+        self.flush()
 
     async def _resolve(self, effect: ResolveUpstream) -> None:
         answer = await self._resolver.ask(effect.message)

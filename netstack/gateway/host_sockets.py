@@ -182,14 +182,10 @@ class HostSockets:
 
     def _open_stream(self, effect: effects.OpenStream, now: float) -> None:
         try:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = new_stream_socket(effect.address)
         except OSError as error:
             self._stack.stream_failed(effect.flow, failure_of(error.errno), now)
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if _LINUX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         number = sock.connect_ex((socket.inet_ntoa(effect.address), effect.port))
         stream = _Stream(effect.flow, sock)
         if number in (0, errno.EINPROGRESS):
@@ -197,6 +193,12 @@ class HostSockets:
         else:
             sock.close()
             self._stack.stream_failed(effect.flow, failure_of(number), now)
+
+    def adopt(self, flow: int, sock: socket.socket) -> None:
+        """Take over a connected socket for a flow whose name was dialled."""
+        stream = _Stream(flow, sock)
+        stream.connecting = False
+        self._add(stream, selectors.EVENT_READ)
 
     def _connected(self, stream: _Stream, now: float) -> None:
         number = stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -430,6 +432,17 @@ class HostSockets:
             self._stack.echo_failed(host.flow, address, failure, now, offender=offender, mtu=info & 0xFFFF)
         else:
             self._stack.datagram_failed(host.flow, address, port, failure, now, offender=offender, mtu=info & 0xFFFF)
+
+
+def new_stream_socket(address: bytes) -> socket.socket:
+    """A TCP socket for dialling an address (4 or 16 bytes), with the options every host connection has. Raises OSError."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if _LINUX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    return sock
 
 
 def open_ping_socket() -> socket.socket:
