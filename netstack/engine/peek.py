@@ -1,7 +1,7 @@
 """The first bytes of a flow: which name do they say?
 
-A peek is fed what the guest sends, in order, until it knows. It keeps nothing for the caller: the bytes that were fed are
-the bytes to send upstream, unchanged, so what was judged is what the server gets.
+A peek is fed what the guest sends, in order, until it knows. It keeps nothing for the caller: the bytes that were fed
+are the bytes to send upstream, unchanged, so what was judged is what the server gets.
 
 An outcome is None while more is needed (NEED_MORE), then Named or Refuse; once known it never changes.
 """
@@ -29,8 +29,9 @@ _NOT_HTTP: Final = frozenset(("not-http", "proxy-protocol"))
 class Named(NamedTuple):
     """The first bytes say one name.
 
-    `name` is canonical. `source`: sni, host or quic, where it came from. `protocol`: tls, http or quic. `details` is all
-    that was read. For HTTP, later requests must be judged too: feed every byte, the peeked ones first, to RequestGuard.
+    `name` is canonical. `source`: sni, host or quic, where it came from. `protocol`: tls, http or quic. `details` is
+    all that was read. For HTTP, later requests must be judged too: feed every byte, the peeked ones first, to a
+    RequestGuard, and send what it lets pass.
     """
 
     name: str
@@ -131,8 +132,8 @@ class Passage(NamedTuple):
 class RequestGuard:
     """Judges every request on one plain HTTP connection: all must be for the host that the connection was opened for.
 
-    Fed from the connection's first byte on. Heads are held back until they are complete (16 KiB at most), bodies pass as
-    they come. After a request for WebSocket see RequestStream.
+    Fed from the connection's first byte on. Heads are held back until they are complete (16 KiB at most), bodies pass
+    as they come. After a request for WebSocket see RequestStream.
     """
 
     def __init__(self, name: str, port: int) -> None:

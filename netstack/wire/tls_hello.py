@@ -261,7 +261,7 @@ def _parse_alpn(data: bytes) -> tuple[bytes, ...] | str:
     return tuple(protocols)
 
 
-def tls_alert(description: int) -> bytes:
+def tls_alert(description: int = UNRECOGNIZED_NAME) -> bytes:
     """A fatal alert in the clear, as a server sends it before there are keys (RFC 8446 section 6)."""
     # Record version 0x0303 whatever the hello offered: TLS 1.3 demands it, older readers take any 0x03xx here.
     return bytes((_ALERT, 3, 3, 0, 2, _FATAL, description))
