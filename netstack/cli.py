@@ -306,6 +306,49 @@ def demo(*, capture: Path) -> int:
     return run_demo(capture)
 
 
+@cli.group()
+def policy() -> None:
+    """Look at policies: what a list of rules would do."""
+
+
+class _QuestionsAfterDashes(click.Command):
+    """Splits the arguments at `--`, which click itself only takes away."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        split = args.index("--") if "--" in args else len(args)
+        ctx.meta["questions"] = args[split + 1 :]
+        return super().parse_args(ctx, args[:split])
+
+
+@policy.command(cls=_QuestionsAfterDashes, options_metavar="[OPTIONS] [RULES]... -- QUESTIONS...")
+@_with(_POLICY_OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a question instead of a table.")
+@click.argument("rules", nargs=-1, metavar="")
+@click.pass_context
+def check(ctx: click.Context, *, rules: Sequence[str], allow_net: Sequence[str], as_json: bool, **options: Any) -> int:
+    """Say what would happen under RULES, and why, without sending anything.
+
+    A question is HOST:PORT, udp://HOST:PORT, IP:PORT, icmp://IP, http(s)://HOST/, quic://HOST, or a name: dns://NAME/TYPE.
+    The exit status is 0 if all of it is allowed, 1 if something is refused, 2 for what cannot be read.
+    """
+    from netstack.config import network_spec
+    from netstack.policy_check import QuestionError
+    from netstack.policy_check import check as check_question
+
+    questions = ctx.meta["questions"]
+    if not questions:
+        raise click.UsageError("no question: write RULES... -- QUESTION...")
+    spec = network_spec(allow_net=[*allow_net, *rules], **options)
+    try:
+        answers = [check_question(spec, question) for question in questions]
+    except QuestionError as error:
+        raise click.UsageError(str(error)) from error
+    from netstack.policy_report import show
+
+    show(answers, spec.warnings(), as_json=as_json)
+    return 0 if all(answer.allowed for answer in answers) else 1
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def doctor(*, as_json: bool) -> int:
