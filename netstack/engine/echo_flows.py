@@ -1,4 +1,7 @@
-"""ICMP echo through ping sockets: one for each guest address and identifier (RFC 5508 section 3.1). Nothing is ever faked."""
+"""ICMP echo through ping sockets: one for each guest address and identifier (RFC 5508 section 3.1).
+
+Nothing is ever faked.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,9 @@ class EchoFlows:
         flow.destinations[dialled] = (header.destination, packet[:576])
         flow.heard_at = now
         flow.sent += len(echo.payload)
-        self._outbox.effects.append(effects.SendEcho(flow.id, dialled, echo.sequence, echo.payload, header.ttl - 1))
+        self._outbox.effects.append(
+            effects.SendEcho(flow.id, dialled, echo.sequence, echo.payload, max(0, header.ttl - 1))
+        )
 
     def received(self, number: int, address: bytes, sequence: int, payload: bytes, now: float) -> None:
         """An echo reply came to a ping socket."""

@@ -51,7 +51,7 @@ class Timers(Generic[T]):
                 self._compact()
 
     def _compact(self) -> None:
-        """Let go of owners without a deadline and of replaced entries: a flood of short flows must not fill the heap."""
+        """Let go of owners without a deadline and of replaced entries: a flood of short flows must not fill it."""
         kept = []
         for entry in self._heap:
             when, _, owner = entry

@@ -1,4 +1,6 @@
-"""UDP through NAT: one host socket for each guest address and port (endpoint-independent mapping, RFC 4787 section 4.1).
+"""UDP through NAT: one host socket for each guest address and port.
+
+The mapping is endpoint-independent (RFC 4787 section 4.1).
 
 A *flow* here is what one guest port exchanges with one destination; its mapping owns the host socket and lives as long
 as any of its flows. Answers are let in from addresses the guest has sent to (address-dependent filtering, RFC 4787
@@ -89,7 +91,7 @@ class UdpFlows:
         flow.heard_at = now
         flow.sent += len(datagram.payload)
         self._outbox.effects.append(
-            effects.SendDatagram(flow.mapping.id, *flow.dialled, datagram.payload, header.ttl - 1)
+            effects.SendDatagram(flow.mapping.id, *flow.dialled, datagram.payload, max(0, header.ttl - 1))
         )
 
     def _open(self, key: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, now: float) -> UdpFlow:

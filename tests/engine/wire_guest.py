@@ -229,10 +229,10 @@ class VirtualWire:
             return self.hear_one()
 
         offer = ask(("message-type", "discover"))
-        assert offer[DHCP].options[0] == ("message-type", 2)
+        assert ("message-type", 2) in offer[DHCP].options
         address = offer[BOOTP].yiaddr
         acknowledged = ask(("message-type", "request"), ("server_id", GATEWAY), ("requested_addr", address))
-        assert acknowledged[DHCP].options[0] == ("message-type", 5)
+        assert ("message-type", 5) in acknowledged[DHCP].options
         assert acknowledged[BOOTP].yiaddr == address
         return str(address)
 
