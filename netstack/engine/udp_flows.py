@@ -13,7 +13,7 @@ from math import inf
 
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
-from netstack.engine.host_errors import HostErrors
+from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
@@ -25,7 +25,7 @@ class UdpFlow:
 
     __slots__ = (
         "deadline", "destination", "dialled", "guest", "heard_at", "id", "key", "last_packet", "mapping", "opened_at",
-        "received", "replied", "scheduled", "sent", "timeout",
+        "peer", "received", "replied", "scheduled", "sent", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -33,6 +33,7 @@ class UdpFlow:
         number: int,
         key: bytes,
         mapping: Mapping,
+        peer: Peer,
         destination: tuple[bytes, int],
         dialled: tuple[bytes, int],
         now: float,
@@ -40,6 +41,7 @@ class UdpFlow:
         self.id = number
         self.key = key
         self.mapping = mapping
+        self.peer = peer
         self.guest = mapping.guest
         self.destination = destination
         self.dialled = dialled
@@ -55,18 +57,30 @@ class UdpFlow:
         self.received = 0
 
 
+class Peer:
+    """An address that a mapping's guest has sent to."""
+
+    __slots__ = ("flows", "ports", "seen_as")
+
+    def __init__(self) -> None:
+        self.ports: dict[int, UdpFlow] = {}
+        """Its ports -> the flow by which each was addressed last: NAT may give the guest two names for one address."""
+        self.seen_as = b""
+        """The address by which the guest knows it."""
+        self.flows = 0
+        """How many there are, all ports and names counted."""
+
+
 class Mapping:
     """A guest's address and port, and the host socket that stands for them."""
 
-    __slots__ = ("flows", "guest", "id", "seen_as")
+    __slots__ = ("guest", "id", "peers")
 
     def __init__(self, number: int, guest: tuple[bytes, int]) -> None:
         self.id = number
         self.guest = guest
-        self.flows: dict[tuple[bytes, int], UdpFlow] = {}
-        """By the address and port that are dialled."""
-        self.seen_as: dict[bytes, bytes] = {}
-        """Dialled address -> the address the guest knows it by."""
+        self.peers: dict[bytes, Peer] = {}
+        """By the address that is dialled."""
 
 
 class UdpFlows:
@@ -87,7 +101,10 @@ class UdpFlows:
         flow = self.table.get(key)
         if flow is None:
             flow = self._open(key, header, datagram, dialled, now)
-        flow.last_packet = packet[:576]
+        peer = flow.peer
+        peer.ports[datagram.destination_port] = flow
+        peer.seen_as = header.destination
+        flow.last_packet = quotable(packet)
         flow.heard_at = now
         flow.sent += len(datagram.payload)
         self._outbox.effects.append(
@@ -106,13 +123,16 @@ class UdpFlows:
             mapping = Mapping(self._outbox.next_flow(), (header.source, datagram.source_port))
             self._mappings[place] = self._by_number[mapping.id] = mapping
             self._outbox.effects.append(effects.OpenDatagrams(mapping.id))
+        peer = mapping.peers.get(dialled)
+        if peer is None:
+            peer = mapping.peers[dialled] = Peer()
+        peer.flows += 1
         destination = (header.destination, datagram.destination_port)
         target = (dialled, datagram.destination_port)
-        flow = UdpFlow(self._outbox.next_flow(), key, mapping, destination, target, now)
+        flow = UdpFlow(self._outbox.next_flow(), key, mapping, peer, destination, target, now)
         flow.timeout = self._settings.udp_unreplied_timeout
         flow.deadline = now + flow.timeout
-        self.table[key] = mapping.flows[target] = self._unreplied[flow.id] = flow
-        mapping.seen_as[dialled] = header.destination
+        self.table[key] = self._unreplied[flow.id] = flow
         self._timers.schedule(flow)
         self._outbox.report(FlowOpened(flow.id, "udp", flow.guest, destination, target))
         return flow
@@ -122,12 +142,14 @@ class UdpFlows:
         mapping = self._by_number.get(number)
         if mapping is None:
             return
-        source = mapping.seen_as.get(address)
-        if source is None:
+        peer = mapping.peers.get(address)
+        if peer is None:
             self._outbox.drop("udp-from-stranger")
             return
-        flow = mapping.flows.get((address, port))
+        source = peer.seen_as
+        flow = peer.ports.get(port)
         if flow is not None:
+            source = flow.destination[0]
             flow.heard_at = now
             flow.received += len(payload)
             if not flow.replied:
@@ -142,9 +164,10 @@ class UdpFlows:
     ) -> None:
         """The host was told, or found out, that a datagram did not arrive."""
         mapping = self._by_number.get(number)
-        flow = mapping.flows.get((address, port)) if mapping is not None else None
-        if flow is not None and flow.last_packet:
-            self._host_errors.tell(failure, flow.last_packet, flow.destination[0], now, offender=offender, mtu=mtu)
+        peer = mapping.peers.get(address) if mapping is not None else None
+        flow = peer.ports.get(port) if peer is not None else None
+        if flow is not None:
+            self._host_errors.tell(failure, flow.last_packet, now, dialled=address, offender=offender, mtu=mtu)
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""
@@ -169,18 +192,20 @@ class UdpFlows:
         flow.last_packet = b""
         del self.table[flow.key]
         self._unreplied.pop(flow.id, None)
-        mapping = flow.mapping
-        del mapping.flows[flow.dialled]
+        mapping, peer = flow.mapping, flow.peer
+        address, port = flow.dialled
+        peer.flows -= 1
+        if peer.ports.get(port) is flow:
+            del peer.ports[port]
+        if not peer.flows:
+            del mapping.peers[address]
         self._outbox.report(
             FlowClosed(
                 flow.id, "udp", flow.guest, flow.destination, flow.dialled, reason, flow.sent, flow.received,
                 now - flow.opened_at,
             )
         )  # fmt: skip
-        if mapping.flows:
-            if all(address != flow.dialled[0] for address, _ in mapping.flows):
-                del mapping.seen_as[flow.dialled[0]]
-            return
-        guest, port = mapping.guest
-        del self._mappings[guest + port.to_bytes(2, "big")], self._by_number[mapping.id]
-        self._outbox.effects.append(effects.CloseDatagrams(mapping.id))
+        if not mapping.peers:
+            guest, guest_port = mapping.guest
+            del self._mappings[guest + guest_port.to_bytes(2, "big")], self._by_number[mapping.id]
+            self._outbox.effects.append(effects.CloseDatagrams(mapping.id))
