@@ -167,14 +167,14 @@ _REPORT_OPTIONS: Final = (
         "--capture", type=click.Path(path_type=Path), metavar="FILE", help="Write every frame to a pcapng file."
     ),
     click.option("--events", metavar="FILE|-", help="Write leases, DNS queries, flows and drops as JSON lines."),
-    click.option(
-        "--log-level",
-        type=click.Choice(LOG_LEVELS),
-        default="info",
-        show_default=True,
-        help="How much to say on standard error.",
-    ),
 )
+
+
+def _log_level(default: str) -> Callable[[Command], Command]:
+    help_text = "How much to say on standard error."
+    return click.option(
+        "--log-level", type=click.Choice(LOG_LEVELS), default=default, show_default=True, help=help_text
+    )
 
 
 def _with(*groups: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
@@ -243,6 +243,7 @@ def cli() -> None:
 
 @cli.command()
 @_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _POLICY_OPTIONS, _REPORT_OPTIONS)
+@_log_level("info")
 @click.option("--ready-fd", type=int, metavar="N", help="Write a line to this descriptor once guests can attach.")
 def run(
     *,
@@ -265,26 +266,22 @@ def run(
 
     links = link_specs(vfkit=vfkit, qemu=qemu, bess=bess, vpnkit=vpnkit, stdio=stdio, fds=fds, taps=taps, netns=netns)
     config = _configuration(links, **options)
-    from netstack.gateway.run_command import RunFailed, run_gateway
+    from netstack.gateway.run_command import run_gateway
 
-    try:
-        run_gateway(config)
-    except RunFailed as error:
-        raise click.ClickException(str(error)) from error
+    run_gateway(config)
     return 0
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
 @_with(_NETWORK_OPTIONS, _POLICY_OPTIONS, _REPORT_OPTIONS)
+@_log_level("warning")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def guest(*, command: Sequence[str], **options: Any) -> int:
     """Run COMMAND in a fresh network namespace whose only way out is this stack.
 
     Needs no root where the kernel allows user namespaces. The exit status is COMMAND's, 128+N if signal N ended it.
     """
-    from netstack.config import TapLink
-
-    config = _configuration((TapLink("eth0"),), **options)
+    config = _configuration((), **options)
     from netstack.gateway.guest_command import run_guest
 
     return run_guest(config, command)
@@ -325,7 +322,7 @@ class _QuestionsAfterDashes(click.Command):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a question instead of a table.")
 @click.argument("rules", nargs=-1, metavar="")
 @click.pass_context
-def check(ctx: click.Context, *, rules: Sequence[str], allow_net: Sequence[str], as_json: bool, **options: Any) -> int:
+def check(ctx: click.Context, /, *, rules: Sequence[str], allow_net: Sequence[str], as_json: bool, **options: Any) -> int:
     """Say what would happen under RULES, and why, without sending anything.
 
     A question is HOST:PORT, udp://HOST:PORT, IP:PORT, icmp://IP, http(s)://HOST/, quic://HOST, or a name: dns://NAME/TYPE.
@@ -380,6 +377,7 @@ def _fail(message: str, status: int, context: click.Context | None = None) -> No
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, the command's own status, 1 for a failure, 2 for options that make no sense."""
     from netstack.config import ConfigError
+    from netstack.gateway import RunFailed
 
     try:
         status = cli.main(args=arguments, prog_name="netstack", complete_var=COMPLETION_VARIABLE, standalone_mode=False)
@@ -393,6 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(error.format_message(), 1)
     except ConfigError as error:
         _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
     except click.Abort:
         _fail("interrupted", 130)
     sys.exit(status if isinstance(status, int) else 0)

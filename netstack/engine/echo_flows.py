@@ -1,4 +1,7 @@
-"""ICMP echo through ping sockets: one for each guest address and identifier (RFC 5508 section 3.1). Nothing is ever faked."""
+"""ICMP echo through ping sockets: one for each guest address and identifier (RFC 5508 section 3.1).
+
+Nothing is ever faked.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Final
 
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
-from netstack.engine.host_errors import HostErrors
+from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.judge import Judge, Question
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
@@ -35,7 +38,7 @@ class EchoFlow:
         self.guest = guest
         self.identifier = identifier
         self.destinations: dict[bytes, tuple[bytes, bytes]] = {}
-        """Dialled address -> the address the guest knows, and the last packet it sent there."""
+        """Dialled address -> the address the guest knows, and the start of the last packet it sent there."""
         self.first = (guest, guest)
         self.opened_at = now
         self.heard_at = now
@@ -63,7 +66,7 @@ class EchoFlows:
         verdict = self._judge.echo(question)
         if not verdict.allowed:
             self._judge.refused(question, verdict, "unreachable", now)
-            self._host_errors.tell(effects.PROHIBITED, packet, header.destination, now)
+            self._host_errors.tell(effects.PROHIBITED, quotable(packet), now, dialled=header.destination)
             return
         place = (header.source, echo.identifier)
         flow = self._table.get(place)
@@ -83,10 +86,12 @@ class EchoFlows:
             )
         if dialled not in flow.destinations and len(flow.destinations) >= MAX_DESTINATIONS:
             del flow.destinations[next(iter(flow.destinations))]
-        flow.destinations[dialled] = (header.destination, packet[:576])
+        flow.destinations[dialled] = (header.destination, quotable(packet))
         flow.heard_at = now
         flow.sent += len(echo.payload)
-        self._outbox.effects.append(effects.SendEcho(flow.id, dialled, echo.sequence, echo.payload, header.ttl - 1))
+        self._outbox.effects.append(
+            effects.SendEcho(flow.id, dialled, echo.sequence, echo.payload, max(0, header.ttl - 1))
+        )
 
     def received(self, number: int, address: bytes, sequence: int, payload: bytes, now: float) -> None:
         """An echo reply came to a ping socket."""
@@ -107,7 +112,7 @@ class EchoFlows:
         if known is not None:
             # A host that is there refuses no echo: what the socket calls refused is an unreachable host.
             cause = effects.HOST_UNREACHABLE if failure == effects.REFUSED else failure
-            self._host_errors.tell(cause, known[1], known[0], now, offender=offender, mtu=mtu)
+            self._host_errors.tell(cause, known[1], now, dialled=address, offender=offender, mtu=mtu)
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""

@@ -1,8 +1,8 @@
 """The whole engine: joins the parts, decides nothing itself.
 
-Frames of the guest go in by `receive_frame`, what happens on the host side by the `stream_*`, `datagram_*`, `echo_*` and
-`dns_*` methods, time by `advance`. Then `take_effects` says what is asked of the driver, `take_frames` what goes to the
-guest, and `next_deadline` when `advance` is wanted. No call blocks, and no frame makes one raise.
+Frames of the guest go in by `receive_frame`, what happens on the host side by the `stream_*`, `datagram_*`, `echo_*`
+and `dns_*` methods, time by `advance`. Then `take_effects` says what is asked of the driver, `take_frames` what goes to
+the guest, and `next_deadline` when `advance` is wanted. No call blocks, and no frame makes one raise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from netstack.engine.dns_port import DnsPort
 from netstack.engine.dns_server import DnsServer
 from netstack.engine.echo_flows import EchoFlows
 from netstack.engine.effects import Effect
-from netstack.engine.fragments import Reassembler, fragment
+from netstack.engine.fragments import MIN_MTU, Reassembler, fragment
 from netstack.engine.host_errors import HostErrors
 from netstack.engine.icmp_errors import IcmpErrors
 from netstack.engine.judge import Judge, Question
@@ -37,7 +37,7 @@ from netstack.wire.checksum import checksum, pseudo_header_sum
 
 _DHCP_SERVER_PORT: Final = 67
 
-# What the hot path needs of a frame: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
+# What the hot path needs: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
 _GUARD = Struct("!HBBHHHBB")
 _SEGMENT = Struct("!IIHHHH")
 # What is said of datagrams that lead nowhere: the reason, and the code of the unreachable that says it.
@@ -67,6 +67,9 @@ class Stack:
 
         Raises ValueError when the settings contradict themselves.
         """
+        mtu = settings.link.mtu
+        if not MIN_MTU <= mtu <= ipv4.MAX_PACKET:
+            raise ValueError(f"an MTU of {mtu} is outside {MIN_MTU}..{ipv4.MAX_PACKET}")
         self.settings = settings
         self._outbox = outbox = Outbox()
         self.judge = Judge(Policy(policy, settings), settings, outbox)
@@ -76,7 +79,7 @@ class Stack:
         self._verify = settings.link.verify_checksums
         self.dhcp = DhcpServer(settings, report=outbox.report, drop=outbox.drop)
         self.neighbours = Neighbours(settings, drop=outbox.drop, holder=self.dhcp.holder)
-        self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=settings.link.mtu)
+        self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=mtu)
         self._routes = Routes(settings)
         self._errors = IcmpErrors(settings, drop=outbox.drop)
         self._reassembler = Reassembler(drop=outbox.drop)
@@ -104,7 +107,7 @@ class Stack:
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
-        # The plain case: a segment of a flow we know, whole, without IP options. Everything else goes the long way below.
+        # The plain case: a segment of a flow we know, whole, without IP options. Everything else goes the long way.
         if len(frame) >= 54:
             ethertype, version, _, total, _, fragmented, ttl, protocol = _GUARD.unpack_from(frame, 12)
             if (
@@ -194,7 +197,7 @@ class Stack:
     def _source_fault(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, now: float) -> str | None:
         """Why a packet may not come from where it says it does; None when it may."""
         source, settings = header.source, self.settings
-        if _SOURCE_ROUTES & _option_kinds(header.options):
+        if header.options and _SOURCE_ROUTES & _option_kinds(header.options):
             return "ip-source-route"
         if source == settings.gateway_ip or source in settings.virtual_ips:
             return "ip-source-is-gateway"
@@ -240,8 +243,18 @@ class Stack:
             return
         flags &= 0x3F
         options = packet[start + tcp.HEADER : text]
+        key = header.source + header.destination + packet[start : start + 4]
+        flow = self._tcp_table.get(key)
+        opens = flags & (tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN) == tcp.SYN
+        if flow is not None and not (opens and self.tcp.reopens(flow, sequence)):
+            if flow.mac != mac:
+                self._outbox.drop("tcp-flow-of-another")
+                return
+            flow.connection.receive(sequence, acknowledgement, flags, window, options, packet[text:], now)
+            self.tcp.touch(flow)
+            return
         segment = Syn(
-            header.source + header.destination + packet[start : start + 4],
+            key,
             mac,
             header.source,
             source_port,
@@ -252,19 +265,12 @@ class Stack:
             options,
             packet,
         )
-        flow = self._tcp_table.get(segment.key)
-        opens = flags & (tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN) == tcp.SYN
-        if flow is not None and not (opens and self.tcp.reopens(flow, sequence)):
-            if flow.mac != mac:
-                self._outbox.drop("tcp-flow-of-another")
-                return
-            flow.connection.receive(sequence, acknowledgement, flags, window, options, packet[text:], now)
-            self.tcp.touch(flow)
-        elif opens:
+        if opens:
             self.tcp.open(segment, now)
         else:
             self._outbox.drop("tcp-no-connection")
-            if self._routes.lookup(header.destination).kind != routes.GROUP:
+            # Nobody speaks for a group, nor for an address that nobody has.
+            if self._routes.lookup(header.destination).kind not in (routes.GROUP, routes.UNUSED):
                 self.tcp.answer_stray(segment, flags, acknowledgement, len(packet) - text)
 
     def _receive_udp(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, route: Route, now: float) -> None:
@@ -399,7 +405,10 @@ class Stack:
     def datagram_failed(
         self, flow: int, address: bytes, port: int, failure: int, now: float, *, offender: bytes = b"", mtu: int = 0
     ) -> None:
-        """A datagram to `address:port` did not arrive; `offender` said so (empty: the host itself), `mtu` with TOO_BIG."""
+        """A datagram to `address:port` did not arrive.
+
+        `offender` is who said so (empty: the host itself), `mtu` goes with TOO_BIG.
+        """
         self.udp.failed(flow, address, port, failure, now, offender=offender, mtu=mtu)
 
     def echo_received(self, flow: int, address: bytes, sequence: int, payload: bytes, now: float) -> None:
@@ -441,7 +450,7 @@ class Stack:
             self._error(icmp.TIME_EXCEEDED, icmp.REASSEMBLY_EXPIRED, first, now)
 
     def take_effects(self, now: float) -> list[Effect]:
-        """What is asked of the driver since the last call, in order. Carry it out, then ask again until there is nothing."""
+        """What is asked of the driver since the last call, in order. Carry it out, then ask again until nothing is."""
         self.tcp.settle(now)
         outbox = self._outbox
         effects, outbox.effects = outbox.effects, []

@@ -36,6 +36,10 @@ class Timers(Generic[T]):
         self._order = 0
         self._compact_at = _COMPACT_ABOVE
 
+    def __len__(self) -> int:
+        """Entries held, those included that have been replaced by an earlier one."""
+        return len(self._heap)
+
     def schedule(self, owner: T) -> None:
         """Take note of the owner's deadline; call whenever it may have moved earlier."""
         deadline = owner.deadline
@@ -47,10 +51,19 @@ class Timers(Generic[T]):
                 self._compact()
 
     def _compact(self) -> None:
-        """Let go of owners that are gone and of entries that were replaced: a flood of short flows must not fill the heap."""
-        self._heap = [entry for entry in self._heap if entry[0] == entry[2].scheduled and entry[2].deadline != inf]
-        heapify(self._heap)
-        self._compact_at = max(_COMPACT_ABOVE, 2 * len(self._heap))
+        """Let go of owners without a deadline and of replaced entries: a flood of short flows must not fill it."""
+        kept = []
+        for entry in self._heap:
+            when, _, owner = entry
+            if when != owner.scheduled:
+                continue
+            if owner.deadline == inf:
+                owner.scheduled = inf  # it may come back, and has no entry then
+            else:
+                kept.append(entry)
+        heapify(kept)
+        self._heap[:] = kept  # in place: `due` may be going through it
+        self._compact_at = max(_COMPACT_ABOVE, 2 * len(kept))
 
     def next_deadline(self) -> float:
         """When `due` should be asked next; it may come to nothing."""

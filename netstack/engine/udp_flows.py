@@ -1,4 +1,6 @@
-"""UDP through NAT: one host socket for each guest address and port (endpoint-independent mapping, RFC 4787 section 4.1).
+"""UDP through NAT: one host socket for each guest address and port.
+
+The mapping is endpoint-independent (RFC 4787 section 4.1).
 
 A *flow* here is what one guest port exchanges with one destination; its mapping owns the host socket and lives as long
 as any of its flows. Answers are let in from addresses the guest has sent to (address-dependent filtering, RFC 4787
@@ -11,7 +13,7 @@ from math import inf
 
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
-from netstack.engine.host_errors import HostErrors
+from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.judge import Judge, Question
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
@@ -25,8 +27,8 @@ class UdpFlow:
     """What one guest port exchanges with one destination."""
 
     __slots__ = (
-        "deadline", "dialled", "heard_at", "id", "key", "last_packet", "mapping", "opened_at", "question", "received",
-        "replied", "scheduled", "sent", "timeout", "verdict",
+        "deadline", "dialled", "heard_at", "id", "key", "last_packet", "mapping", "opened_at", "peer", "question",
+        "received", "replied", "scheduled", "sent", "timeout", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +36,7 @@ class UdpFlow:
         key: bytes,
         question: Question,
         mapping: Mapping,
+        peer: Peer,
         dialled: tuple[bytes, int],
         verdict: Verdict,
         now: float,
@@ -42,6 +45,7 @@ class UdpFlow:
         self.key = key
         self.question = question
         self.mapping = mapping
+        self.peer = peer
         self.dialled = dialled
         self.verdict = verdict
         self.last_packet = b""
@@ -56,18 +60,30 @@ class UdpFlow:
         self.received = 0
 
 
+class Peer:
+    """An address that a mapping's guest has sent to."""
+
+    __slots__ = ("flows", "ports", "seen_as")
+
+    def __init__(self) -> None:
+        self.ports: dict[int, UdpFlow] = {}
+        """Its ports -> the flow by which each was addressed last: NAT may give the guest two names for one address."""
+        self.seen_as = b""
+        """The address by which the guest knows it."""
+        self.flows = 0
+        """How many there are, all ports and names counted."""
+
+
 class Mapping:
     """A guest's address and port, and the host socket that stands for them."""
 
-    __slots__ = ("flows", "guest", "id", "seen_as")
+    __slots__ = ("guest", "id", "peers")
 
     def __init__(self, number: int, guest: tuple[bytes, int]) -> None:
         self.id = number
         self.guest = guest
-        self.flows: dict[tuple[bytes, int], UdpFlow] = {}
-        """By the address and port that are dialled."""
-        self.seen_as: dict[bytes, bytes] = {}
-        """Dialled address -> the address the guest knows it by."""
+        self.peers: dict[bytes, Peer] = {}
+        """By the address that is dialled."""
 
 
 class UdpFlows:
@@ -87,7 +103,7 @@ class UdpFlows:
 
     def send(self, key: bytes, packet: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, now: float) -> None:
         """A datagram from the guest to `dialled`, the address after NAT."""
-        held = Held(datagram.payload, header.ttl - 1, packet[:576])
+        held = Held(datagram.payload, max(0, header.ttl - 1), quotable(packet))
         flow = self.table.get(key)
         if flow is None:
             question = Question(
@@ -108,15 +124,18 @@ class UdpFlows:
         self._send(flow, held, now)
 
     def _send(self, flow: UdpFlow, held: Held, now: float) -> None:
+        peer = flow.peer
+        peer.ports[flow.dialled[1]] = flow
+        peer.seen_as = flow.question.destination[0]
         flow.last_packet = held.packet
         flow.heard_at = now
         flow.sent += len(held.payload)
         self._outbox.effects.append(effects.SendDatagram(flow.mapping.id, *flow.dialled, held.payload, held.ttl))
 
-    def refuse(self, question: Question, verdict: Verdict, packet: bytes, now: float) -> None:
+    def refuse(self, question: Question, verdict: Verdict, kept: bytes, now: float) -> None:
         """Tell the guest at once, so that its programs fall back at once: ICMP port unreachable."""
         self._judge.refused(question, verdict, "unreachable", now)
-        self._host_errors.tell(effects.REFUSED, packet, question.destination[0], now)
+        self._host_errors.tell(effects.REFUSED, kept, now, dialled=question.destination[0])
 
     def name_resolved(self, number: int, address: bytes | None, now: float) -> None:
         """The address of a QUIC flow's name, None when there is none that may be used."""
@@ -142,22 +161,21 @@ class UdpFlows:
             oldest = next(iter(self._unreplied.values()), None) or next(iter(self.table.values()))
             self._outbox.drop("udp-table-full")
             self._close(oldest, "evicted", now)
-        guest, port = question.guest
-        place = guest + port.to_bytes(2, "big")
+        guest, guest_port = question.guest
+        place = guest + guest_port.to_bytes(2, "big")
         mapping = self._mappings.get(place)
         if mapping is None:
             mapping = Mapping(self._outbox.next_flow(), question.guest)
             self._mappings[place] = self._by_number[mapping.id] = mapping
             self._outbox.effects.append(effects.OpenDatagrams(mapping.id))
-        same = mapping.flows.get(target)
-        if same is not None:
-            # Two addresses the guest uses lead to one place: answers go to the one it used last.
-            self._close(same, "replaced", now, keep_mapping=True)
-        flow = UdpFlow(key, question, mapping, target, verdict, now)
+        peer = mapping.peers.get(target[0])
+        if peer is None:
+            peer = mapping.peers[target[0]] = Peer()
+        peer.flows += 1
+        flow = UdpFlow(key, question, mapping, peer, target, verdict, now)
         flow.timeout = self._settings.udp_unreplied_timeout
         flow.deadline = now + flow.timeout
-        self.table[key] = mapping.flows[target] = self._unreplied[flow.id] = flow
-        mapping.seen_as[target[0]] = question.destination[0]
+        self.table[key] = self._unreplied[flow.id] = flow
         self._timers.schedule(flow)
         self._outbox.report(FlowOpened(flow.id, "udp", question.guest, question.destination, target, verdict))
         return flow
@@ -167,12 +185,14 @@ class UdpFlows:
         mapping = self._by_number.get(number)
         if mapping is None:
             return
-        source = mapping.seen_as.get(address)
-        if source is None:
+        peer = mapping.peers.get(address)
+        if peer is None:
             self._outbox.drop("udp-from-stranger")
             return
-        flow = mapping.flows.get((address, port))
+        source = peer.seen_as
+        flow = peer.ports.get(port)
         if flow is not None:
+            source = flow.question.destination[0]
             flow.heard_at = now
             flow.received += len(payload)
             if not flow.replied:
@@ -187,11 +207,10 @@ class UdpFlows:
     ) -> None:
         """The host was told, or found out, that a datagram did not arrive."""
         mapping = self._by_number.get(number)
-        flow = mapping.flows.get((address, port)) if mapping is not None else None
-        if flow is not None and flow.last_packet:
-            self._host_errors.tell(
-                failure, flow.last_packet, flow.question.destination[0], now, offender=offender, mtu=mtu
-            )
+        peer = mapping.peers.get(address) if mapping is not None else None
+        flow = peer.ports.get(port) if peer is not None else None
+        if flow is not None:
+            self._host_errors.tell(failure, flow.last_packet, now, dialled=address, offender=offender, mtu=mtu)
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""
@@ -223,25 +242,25 @@ class UdpFlows:
             else:
                 self._timers.schedule(flow)
 
-    def _close(self, flow: UdpFlow, reason: str, now: float, *, keep_mapping: bool = False) -> None:
+    def _close(self, flow: UdpFlow, reason: str, now: float) -> None:
         flow.deadline = inf
         flow.last_packet = b""
         del self.table[flow.key]
         self._unreplied.pop(flow.id, None)
-        mapping = flow.mapping
-        del mapping.flows[flow.dialled]
+        mapping, peer = flow.mapping, flow.peer
+        address, port = flow.dialled
+        peer.flows -= 1
+        if peer.ports.get(port) is flow:
+            del peer.ports[port]
+        if not peer.flows:
+            del mapping.peers[address]
         self._outbox.report(
             FlowClosed(
                 flow.id, "udp", flow.question.guest, flow.question.destination, flow.dialled, reason, flow.sent,
                 flow.received, now - flow.opened_at, flow.verdict,
             )
         )  # fmt: skip
-        if mapping.flows:
-            if all(address != flow.dialled[0] for address, _ in mapping.flows):
-                del mapping.seen_as[flow.dialled[0]]
-            return
-        if keep_mapping:
-            return
-        guest, port = mapping.guest
-        del self._mappings[guest + port.to_bytes(2, "big")], self._by_number[mapping.id]
-        self._outbox.effects.append(effects.CloseDatagrams(mapping.id))
+        if not mapping.peers:
+            guest, guest_port = mapping.guest
+            del self._mappings[guest + guest_port.to_bytes(2, "big")], self._by_number[mapping.id]
+            self._outbox.effects.append(effects.CloseDatagrams(mapping.id))

@@ -50,6 +50,7 @@ class Plan:
     https_port: int | None
     closed_port: int
     certificate: str
+    page_sha256: str
     pings_leave: bool
 
 
@@ -319,16 +320,20 @@ class _Walk:
 
     def _fetch(self) -> str:
         stream = self._network.connect(self._address, self._plan.http_port)
-        status, body = fetch(stream, self._plan.web_name)
-        return f"{status}, {len(body)} bytes, sha256 {hashlib.sha256(body).hexdigest()[:16]}"
+        return self._check_page(*fetch(stream, self._plan.web_name))
 
     def _fetch_securely(self) -> str:
         context = ssl.create_default_context(cafile=self._plan.certificate)
         stream = self._network.connect(self._address, self._plan.https_port or 443)
         secure = TlsStream(stream, context, self._plan.web_name)
         version = secure.version
-        status, body = fetch(secure, self._plan.web_name)
-        return f"{status}, {len(body)} bytes, sha256 {hashlib.sha256(body).hexdigest()[:16]}, {version}, name verified"
+        page = self._check_page(*fetch(secure, self._plan.web_name))
+        return f"{page}, {version}, certificate verified"
+
+    def _check_page(self, status: int, body: bytes) -> str:
+        if hashlib.sha256(body).hexdigest() != self._plan.page_sha256:
+            raise ValueError(f"{status}, {len(body)} bytes that are not the page")
+        return f"{status}, {len(body)} bytes, sha256 as served"
 
     def _ping(self, address: str) -> str:
         payload = bytes(range(48))

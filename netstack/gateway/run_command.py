@@ -21,6 +21,7 @@ import trio
 
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import STREAM_QUEUE_FRAMES
+from guest_iface.tap import TapLink
 from netstack.config import (
     DEFAULT_GUEST_MAC,
     FdLink,
@@ -33,6 +34,7 @@ from netstack.config import (
 )
 from netstack.engine.events import Event
 from netstack.engine.settings import LinkTraits, NetworkSettings
+from netstack.gateway import RunFailed
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.host_sockets import open_ping_socket
@@ -45,10 +47,6 @@ log = logging.getLogger(__name__)
 
 VPNKIT_MACS: Final = {"c3d68012-0208-11ea-9fd7-f2189899ab08": DEFAULT_GUEST_MAC}
 """The UUID that vpnkit's users start their VM with, and the address gvproxy gives it."""
-
-
-class RunFailed(Exception):  # noqa: N818 - it is what happened; the message says why
-    """The gateway could not start or go on; the message is the one line to show."""
 
 
 @dataclass(slots=True)
@@ -96,9 +94,7 @@ def _open(spec: LinkSpec, mtu: int) -> Link | Listener:
         from guest_iface import stream
 
         return stream.StdioLink(mtu=mtu)
-    from guest_iface import tap
-
-    return tap.TapLink.open(spec.name, netns=spec.netns, mtu=mtu)
+    return TapLink.open(spec.name, netns=spec.netns, mtu=mtu)
 
 
 def _listen(spec: ListenLink, mtu: int) -> Link | Listener:
@@ -249,6 +245,8 @@ class Gateway:
             self._failure = _first(errors)
             log.warning("%s", self._failure)
         else:
+            if isinstance(link, TapLink):
+                self._failure = f"{link.name}: the device is gone"
             log.info("%s: the guest has left", link.name)
 
 

@@ -19,8 +19,8 @@ import trio.testing
 
 from guest_iface.link import LinkError
 from netstack.config import FdLink, ListenLink, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
-from netstack.gateway import run_command
-from netstack.gateway.run_command import Attachments, Gateway, RunFailed, open_attachments, run_trio, tell_ready
+from netstack.gateway import RunFailed, run_command
+from netstack.gateway.run_command import Attachments, Gateway, open_attachments, run_trio, tell_ready
 
 ROOT = Path(__file__).parents[2]
 ARP_REQUEST = bytes.fromhex("ffffffffffff5a94efe40cee08060001080006040001") + bytes.fromhex(

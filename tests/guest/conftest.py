@@ -32,13 +32,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module", params=LINKS)
-def network(request: pytest.FixtureRequest, world: World) -> Iterator[Network]:
+def _shared(request: pytest.FixtureRequest, world: World) -> Iterator[Callable[[], Network]]:
+    """Gives the module's network, and a new one should netstack have died in a test."""
+    running: list[Network] = []
+
+    def get() -> Network:
+        if not running:
+            running.append(start_network(world, request.param))
+            _networks.append(running[0])
+        elif not running[0].gateway.process.running:
+            _networks.remove(running[0])
+            running.pop().discard()
+            return get()
+        return running[0]
+
+    yield get
+    for network in running:
+        _networks.remove(network)
+        network.close()
+
+
+@pytest.fixture
+def network(_shared: Callable[[], Network]) -> Iterator[Network]:
     """A guest with its address, shared by the tests of a module: once on a TAP, once on a unix datagram socket."""
-    made = start_network(world, request.param)
-    _networks.append(made)
+    made = _shared()
     yield made
-    _networks.remove(made)
-    made.close()
+    assert made.gateway.process.running, f"netstack died in this test:\n{made.gateway.process.log[-8000:]}"
 
 
 @pytest.fixture

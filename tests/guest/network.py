@@ -136,6 +136,13 @@ class Network:
             "curl", "-sS", "--fail", "--noproxy", "*", "--cacert", ca, *arguments, timeout=timeout
         ).stdout
 
+    def discard(self) -> None:
+        """End everything, whatever state it is in."""
+        self.gateway.process.kill()
+        if self.bridge is not None:
+            self.bridge.kill()
+        self.guest.close()
+
     def close(self) -> None:
         """End the gateway by SIGTERM, unless the test did, and hold it to its word: status 0, nothing left behind."""
         gateway = self.gateway
@@ -144,9 +151,7 @@ class Network:
                 raise AssertionError(f"netstack ended by itself ({gateway.process.wait()}):\n{gateway.process.log}")
             status = gateway.stop() if gateway.status is None else gateway.status
         finally:
-            if self.bridge is not None:
-                self.bridge.kill()
-            self.guest.close()
+            self.discard()
         if os.environ.get("GUEST_STANDIN"):
             return
         left = [path for path in gateway.files if path.exists()]

@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 import struct
+from functools import partial
 
 import pytest
 
@@ -169,7 +170,10 @@ def test_back_to_back_connections_from_one_port(network: Network) -> None:
             with network.guest.socket() as guest:
                 guest.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 guest.bind((network.addresses.guest, 40_123))
-                guest.connect(listener.getsockname())
+                # The guest's kernel has the old connection until its last FIN is acknowledged, and refuses until then.
+                connect = partial(guest.connect_ex, listener.getsockname())
+                wait_until(lambda connect=connect: connect() != errno.EADDRNOTAVAIL, "the old connection to end")
+                guest.getpeername()
                 server, _ = listener.accept()
                 with server:
                     guest.sendall(b"%d" % round_number)

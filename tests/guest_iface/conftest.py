@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import struct
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,26 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(DEADLINE):
         while not condition():
             await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+def qemu(*frames: bytes) -> bytes:
+    """Frames as QEMU puts them on a stream."""
+    return b"".join(struct.pack(">I", len(frame)) + frame for frame in frames)
+
+
+def vpn(*frames: bytes) -> bytes:
+    """Frames as vpnkit puts them on a stream."""
+    return b"".join(struct.pack("<H", len(frame)) + frame for frame in frames)
+
+
+async def read_exactly(guest: trio.SocketStream, count: int) -> bytes:
+    """That many bytes of what we sent the guest."""
+    data = b""
+    while len(data) < count:
+        piece = await guest.receive_some(count - len(data))
+        assert piece
+        data += piece
+    return data
 
 
 @pytest.fixture

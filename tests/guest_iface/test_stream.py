@@ -1,10 +1,8 @@
-"""Stream links against real sockets and pipes: QEMU's framing, stdio, bess, vpnkit, and VMs that come back."""
+"""Stream links against real sockets and pipes: QEMU's framing, stdio, listeners, and VMs that come back."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import os
 import socket
 import stat
@@ -16,22 +14,11 @@ import pytest
 import trio
 import trio.testing
 
-from guest_iface import transmit, vpnkit
 from guest_iface.framing import LITTLE_ENDIAN_16
-from guest_iface.link import BATCH, Link, LinkClosed, LinkError
+from guest_iface.link import BATCH, LinkClosed, LinkError
 from guest_iface.listener import SocketListener
-from guest_iface.seqpacket import SeqpacketLink
 from guest_iface.stream import StdioLink, StreamLink
-from guest_iface.vpnkit import VpnkitLink, random_mac
-from tests.guest_iface.conftest import DEADLINE, frame_of, receive_frames, running, until
-
-
-def qemu(*frames: bytes) -> bytes:
-    return b"".join(struct.pack(">I", len(frame)) + frame for frame in frames)
-
-
-def vpn(*frames: bytes) -> bytes:
-    return b"".join(struct.pack("<H", len(frame)) + frame for frame in frames)
+from tests.guest_iface.conftest import frame_of, qemu, read_exactly, receive_frames, running, vpn
 
 
 @contextlib.asynccontextmanager
@@ -41,15 +28,6 @@ async def stream_pair() -> AsyncIterator[tuple[StreamLink, trio.SocketStream]]:
     link = StreamLink.from_socket(ours, "test")
     async with running(link), trio.SocketStream(trio.socket.from_stdlib_socket(theirs)) as guest:
         yield link, guest
-
-
-async def read_exactly(guest: trio.SocketStream, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = await guest.receive_some(count - len(data))
-        assert piece
-        data += piece
-    return data
 
 
 async def test_frames_both_ways() -> None:
@@ -278,15 +256,6 @@ async def test_bytes_that_came_behind_a_request_are_not_lost() -> None:
     theirs.close()
 
 
-@contextlib.contextmanager
-def descriptors_out_of_the_way() -> AsyncIterator[tuple[int, int, int]]:  # type: ignore[misc]  # contextlib's typing
-    """Stand-ins for descriptors 0, 1 and 2."""
-    stand_ins = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
-    yield tuple(stand_ins)  # type: ignore[misc]  # three of them
-    for descriptor in stand_ins:
-        os.close(descriptor)
-
-
 async def test_stdio_carries_frames_only() -> None:
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe()
@@ -348,167 +317,3 @@ async def test_stdio_on_a_terminal_is_refused() -> None:
         StdioLink(stdin=theirs, stdout=theirs)
     os.close(ours)
     os.close(theirs)
-
-
-# bess
-
-
-@contextlib.asynccontextmanager
-async def seqpacket_guest(directory: Path) -> AsyncIterator[tuple[Link, socket.socket]]:
-    listener = SocketListener.bind_unix(directory / "net", SeqpacketLink, kind=socket.SOCK_SEQPACKET)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as guest:
-        guest.connect(os.fspath(directory / "net"))
-        async with running(await listener.accept()) as link:
-            guest.setblocking(False)
-            yield link, guest
-    listener.close()
-
-
-async def test_bess_records_are_frames(directory: Path) -> None:
-    async with seqpacket_guest(directory) as (link, guest):
-        for size in (0, 1, 5, 13, 14, 0, 65_562):
-            guest.send(frame_of(size))
-        assert [len(frame) for frame in await receive_frames(link, 2)] == [14, 65_562]
-        assert link.counters.drops == {"frame too short": 5}
-        link.send_batch([frame_of(60, 1), frame_of(61, 2)])
-        assert [guest.recv(2000), guest.recv(2000)] == [frame_of(60, 1), frame_of(61, 2)]
-
-
-async def test_a_bess_guest_that_leaves(directory: Path) -> None:
-    async with seqpacket_guest(directory) as (link, guest):
-        guest.send(frame_of(60))
-        guest.close()
-        assert await link.receive_batch() == [frame_of(60)]
-        with pytest.raises(LinkClosed, match="closed the connection"):
-            await link.receive_batch()
-        link.send_batch([frame_of(60)] * 2)
-        assert link.counters.drops == {"no guest attached": 2}
-
-
-async def test_a_bess_guest_that_does_not_read(directory: Path) -> None:
-    async with seqpacket_guest(directory) as (link, guest):
-        sent = 0
-        while link.backlog < 100:
-            link.send_batch([frame_of(1514)] * BATCH)
-            sent += BATCH
-        for _ in range(sent):
-            await trio.lowlevel.wait_readable(guest)
-            guest.recv(2000)
-        assert link.backlog == 0
-        assert link.counters.tx_frames == sent
-
-
-# vpnkit
-
-UUID = "C3D68012-0208-11EA-9FD7-F2189899AB08"
-INIT = b"VMN3T" + struct.pack("<I", 22) + b"c" * 40
-
-
-@contextlib.asynccontextmanager
-async def vpnkit_guest(directory: Path, mtu: int = 1500) -> AsyncIterator[tuple[VpnkitLink, trio.SocketStream]]:
-    macs = {UUID: bytes.fromhex("5a94efe40cee")}
-    listener = SocketListener.bind_unix(directory / "net", functools.partial(VpnkitLink, mtu=mtu, macs=macs))
-    guest = await trio.open_unix_socket(directory / "net")
-    link = await listener.accept()
-    assert isinstance(link, VpnkitLink)
-    async with running(link), guest:
-        yield link, guest
-    listener.close()
-
-
-async def shake_hands(guest: trio.SocketStream, uuid: str) -> bytes:
-    await guest.send_all(INIT)
-    assert await read_exactly(guest, 49) == INIT
-    await guest.send_all(b"\x01" + uuid.encode() + bytes(4))
-    return await read_exactly(guest, 258)
-
-
-async def test_vpnkit_handshake_and_frames(directory: Path) -> None:
-    async with vpnkit_guest(directory, mtu=4000) as (link, guest), trio.open_nursery() as nursery:
-        received: list[bytes] = []
-
-        @nursery.start_soon
-        async def receiver() -> None:
-            received.extend(await receive_frames(link, 2))
-
-        reply = await shake_hands(guest, UUID.lower())
-        assert reply == bytes.fromhex("01 a00f ae0f 5a94efe40cee") + bytes(258 - 11)
-        await guest.send_all(vpn(frame_of(60, 1), frame_of(60, 2)))
-        await until(lambda: len(received) == 2)
-        assert received == [frame_of(60, 1), frame_of(60, 2)]
-        assert link.guest_mac == bytes.fromhex("5a94efe40cee")
-        link.send_batch([frame_of(60, 3)])
-        assert await read_exactly(guest, 62) == vpn(frame_of(60, 3))
-
-
-async def test_vpnkit_everything_in_one_write_one_byte_at_a_time(directory: Path) -> None:
-    """Frames glued to the handshake are not lost, wherever the cuts fall."""
-    async with vpnkit_guest(directory) as (link, guest), trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def drip() -> None:
-            for byte in INIT + b"\x01" + b"u" * 36 + bytes(4) + vpn(frame_of(60)):
-                await guest.send_all(bytes([byte]))
-
-        assert await receive_frames(link, 1) == [frame_of(60)]
-        assert link.guest_mac is not None
-        assert link.guest_mac[0] & 3 == 2
-
-
-async def test_vpnkit_sends_no_frame_before_the_handshake_is_over(directory: Path) -> None:
-    async with vpnkit_guest(directory) as (link, guest), trio.open_nursery() as nursery:
-        nursery.start_soon(link.receive_batch)
-        link.send_batch([frame_of(60)])
-        await guest.send_all(INIT)
-        assert await read_exactly(guest, 49) == INIT
-        link.send_batch([frame_of(60)])
-        assert link.counters.drops == {"no guest attached": 2}
-        nursery.cancel_scope.cancel()
-
-
-async def test_vpnkit_guest_that_leaves_in_the_handshake(directory: Path) -> None:
-    async with vpnkit_guest(directory) as (link, guest):
-        await guest.send_all(INIT[:20])
-        await guest.aclose()
-        with pytest.raises(LinkClosed, match="left during the vpnkit handshake"):
-            await link.receive_batch()
-
-
-async def test_vpnkit_handshake_has_a_deadline(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vpnkit, "DEADLINE", 0.01)
-    async with vpnkit_guest(directory) as (link, guest):
-        await guest.send_all(INIT)
-        with pytest.raises(LinkError, match=r"no vpnkit handshake within 0\.01 s"):
-            await link.receive_batch()
-
-
-def test_random_macs_are_unicast_and_local() -> None:
-    assert {random_mac()[0] & 3 for _ in range(50)} == {2}
-
-
-async def test_a_descriptor_that_is_writable_and_takes_nothing_is_not_spun_on(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
-) -> None:
-    """ENOBUFS: the queue waits a little between tries."""
-    monkeypatch.setattr(transmit, "CONGESTION_PAUSE", 1.0)
-    ours, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    link = SeqpacketLink(ours, "test")
-    tries: list[float] = []
-    write = link._write
-
-    def refuse(frame: bytes) -> int:
-        tries.append(trio.current_time())
-        if len(tries) < 4:
-            raise OSError(105, "No buffer space available")
-        return write(frame)
-
-    link._write = refuse
-    with trio.fail_after(DEADLINE):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(link.run)
-            link.send_batch([frame_of(60)])
-            await link.wait_backlog_drained()
-            link.close()
-    assert [later - earlier for earlier, later in itertools.pairwise(tries[1:])] == [1.0, 1.0]
-    assert guest.recv(100) == frame_of(60)
-    guest.close()
