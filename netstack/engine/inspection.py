@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Final
 
 from netstack.engine.judge import Judge, Question
-from netstack.engine.peek import Named, Refuse, StreamPeek, http_refusal, tls_alert
+from netstack.engine.peek import Named, Refuse, RequestGuard, StreamPeek
 from netstack.engine.verdict import REFUSE, Verdict
-from netstack.wire.http_head import RequestStream
+from netstack.wire.http_head import http_refusal
+from netstack.wire.tls_hello import tls_alert
+
+_SOURCES: Final = {"tls": "sni", "http": "host"}
 
 DEADLINE: Final = 5.0
 """Seconds a guest has to say the name (policy.md)."""
@@ -19,7 +22,7 @@ DEADLINE: Final = 5.0
 class Inspection:
     """One flow's inspection."""
 
-    __slots__ = ("_judge", "_name", "_peek", "_protocol", "_question", "_requests", "held")
+    __slots__ = ("_guard", "_judge", "_name", "_peek", "_protocol", "_question", "held")
 
     def __init__(self, judge: Judge, question: Question) -> None:
         self.held: list[bytes] = []
@@ -29,7 +32,7 @@ class Inspection:
         self._peek = StreamPeek(question.destination[1], strict_ech=judge.policy.settings.strict_ech)
         self._protocol = "other"
         self._name = ""
-        self._requests: RequestStream | None = None
+        self._guard: RequestGuard | None = None
 
     def feed(self, chunk: bytes) -> Verdict | None:
         """Take the next bytes; the verdict as soon as they tell, None while more are needed."""
@@ -41,7 +44,7 @@ class Inspection:
             return self._judge.named(self._question, outcome.name, outcome.protocol, outcome.source)
         if isinstance(outcome, Refuse):
             self._protocol = outcome.protocol
-            return Verdict(REFUSE, outcome.protocol, outcome.reason)
+            return _refusal(outcome)
         return None
 
     def unfinished(self, reason: str) -> Verdict:
@@ -51,19 +54,20 @@ class Inspection:
     def follow(self) -> None:
         """The flow is allowed. Plain HTTP goes on being read: each of its requests has to name the same host."""
         if self._protocol == "http":
-            self._requests = RequestStream(self._question.destination[1])
+            self._guard = RequestGuard(self._name, self._question.destination[1])
 
-    def pass_on(self, chunks: list[bytes]) -> Verdict | None:
-        """Judge what follows on an allowed flow, the held bytes first; the refusal, or None when it may go on."""
-        if self._requests is None:
-            return None
+    def pass_on(self, chunks: list[bytes]) -> tuple[list[bytes], Verdict | None]:
+        """What of the bytes of an allowed flow may be sent, the held ones first; and the refusal, if there is one."""
+        if self._guard is None:
+            return chunks, None
+        passed = []
         for chunk in chunks:
-            for head in self._requests.feed(chunk):
-                if isinstance(head, str):
-                    return Verdict(REFUSE, "http", head, "", self._name, "host")
-                if head != self._name:
-                    return Verdict(REFUSE, "http", "other-host-on-connection", "", head, "host")
-        return None
+            data, refuse = self._guard.feed(chunk)
+            if data:
+                passed.append(data)
+            if refuse is not None:
+                return passed, _refusal(refuse)
+        return passed, None
 
     def farewell(self, verdict: Verdict) -> tuple[bytes, str]:
         """What the guest is sent before its connection is closed, and the word for it; nothing means a reset."""
@@ -72,3 +76,7 @@ class Inspection:
         if self._protocol == "http":
             return http_refusal(verdict.name, verdict.reason), "forbidden"
         return b"", "reset"
+
+
+def _refusal(refuse: Refuse) -> Verdict:
+    return Verdict(REFUSE, refuse.protocol, refuse.reason, "", refuse.name, _SOURCES.get(refuse.protocol, ""))

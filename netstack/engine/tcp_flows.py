@@ -354,11 +354,11 @@ class TcpFlows:
             self._outbox.effects.append(effects.OpenNamed(flow.id, verdict.name, flow.dialled[1]))
 
     def _send_on(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
-        refusal = inspection.pass_on(chunks)
-        if refusal is None:
-            self._outbox.effects.append(effects.SendStream(flow.id, chunks))
-        else:
+        passed, refusal = inspection.pass_on(chunks)
+        if refusal is not None:
             self._turn_away(flow, inspection, refusal, now)
+        elif passed:
+            self._outbox.effects.append(effects.SendStream(flow.id, passed))
 
     def _turn_away(self, flow: TcpFlow, inspection: Inspection, verdict: Verdict, now: float) -> None:
         """Refuse a flow whose handshake is complete: tell the guest in its own protocol, then close."""

@@ -78,7 +78,7 @@ class UnnamedDatagrams:
             return None
         if isinstance(outcome, Refuse):
             self._forget(flow)
-            return Verdict(REFUSE, "quic", outcome.reason)
+            return Verdict(REFUSE, "quic", outcome.reason, "", outcome.name, "quic")
         verdict = self._judge.named(flow.question, outcome.name, "quic", outcome.source)
         if not verdict.allowed:
             self._forget(flow)
