@@ -160,7 +160,7 @@ class HeadReader:
             if fault:
                 return fault
             websocket = True
-        size = self._searched + 2
+        size = self._line + 2
         address = host.startswith(b"[") or is_address(host)
         return RequestHead(self._method, self._target, self._version, host, port, address, body, websocket, size)
 
