@@ -1,4 +1,4 @@
-"""ClientHellos: those of real clients say what the client was told, crafted ones say nothing (C6, C7, D1, D2, D3, D5)."""
+"""ClientHellos: real clients say what they were told, crafted hellos say nothing (C6, C7, C8, D1, D2, D3, D5)."""
 
 from __future__ import annotations
 
