@@ -6,22 +6,37 @@ Nothing is ever faked.
 from __future__ import annotations
 
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.host_errors import HostErrors, quotable
-from netstack.engine.judge import Judge, Question
+from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
-from netstack.engine.verdict import Verdict
+from netstack.engine.verdict import Question, Verdict
 from netstack.wire import icmp, ipv4
 
 IDLE: Final = 60.0
 """Seconds a mapping lives without a packet (RFC 5508 section 3.2 REQ-1)."""
 MAX_DESTINATIONS: Final = 64
 """Addresses remembered per mapping; a tool that pings more with one identifier loses the answers of the first."""
+
+MAX_ASKING: Final = 64
+"""Requests that wait for the hook; further ones are lost, as pings are."""
+MAX_APPROVED: Final = 1024
+"""Pairs of guest and destination the hook has allowed; then it is asked about all of them again."""
+
+
+class _Request(NamedTuple):
+    """An echo request on its way out, with what was asked about it."""
+
+    question: Question
+    packet: bytes
+    header: ipv4.Ipv4
+    echo: icmp.Echo
+    dialled: bytes
 
 
 class EchoFlow:
@@ -53,6 +68,8 @@ class EchoFlows:
 
     def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors, judge: Judge) -> None:
         self._judge = judge
+        self._asking: dict[int, _Request] = {}
+        self._approved: dict[tuple[bytes, bytes], float] = {}
         self._settings = settings
         self._outbox = outbox
         self._host_errors = host_errors
@@ -62,19 +79,47 @@ class EchoFlows:
 
     def request(self, packet: bytes, header: ipv4.Ipv4, echo: icmp.Echo, dialled: bytes, now: float) -> None:
         """An echo request from the guest to `dialled`, the address after NAT."""
-        question = Question(0, ipv4.ICMP, (header.source, echo.identifier), (header.destination, 0))
+        question = Question(
+            self._outbox.next_flow(), ipv4.ICMP, (header.source, echo.identifier), (header.destination, 0)
+        )
+        request = _Request(question, packet, header, echo, dialled)
         verdict = self._judge.echo(question)
-        if not verdict.allowed:
-            self._judge.refused(question, verdict, "unreachable", now)
-            self._host_errors.tell(effects.PROHIBITED, quotable(packet), now, dialled=header.destination)
+        if not verdict.allowed and not self._judge.overrulable(verdict):
+            self._refuse(request, verdict, now)
+        elif self._judge.consults and self._approved.get((header.source, header.destination), 0.0) < now:
+            if len(self._asking) < MAX_ASKING:
+                self._asking[question.flow] = request
+                self._outbox.effects.append(effects.ConsultFlow(question, verdict))
+        else:
+            self._send(request, verdict, now)
+
+    def consulted(self, number: int, verdict: Verdict, now: float) -> None:
+        """The hook has spoken about a request; what it allows holds for that destination for a while."""
+        request = self._asking.pop(number, None)
+        if request is None:
             return
+        if not verdict.allowed:
+            self._refuse(request, verdict, now)
+            return
+        if len(self._approved) >= MAX_APPROVED:
+            self._approved.clear()
+        self._approved[request.header.source, request.header.destination] = now + IDLE
+        self._send(request, verdict, now)
+
+    def _refuse(self, request: _Request, verdict: Verdict, now: float) -> None:
+        self._judge.refused(request.question, verdict, "unreachable", now)
+        kept = quotable(request.packet)
+        self._host_errors.tell(effects.PROHIBITED, kept, now, dialled=request.header.destination)
+
+    def _send(self, request: _Request, verdict: Verdict, now: float) -> None:
+        question, packet, header, echo, dialled = request
         place = (header.source, echo.identifier)
         flow = self._table.get(place)
         if flow is None:
             if len(self._table) >= self._settings.max_echo_flows:
                 self._outbox.drop("icmp-table-full")
                 self._close(next(iter(self._table.values())), "evicted", now)
-            flow = EchoFlow(self._outbox.next_flow(), header.source, echo.identifier, verdict, now)
+            flow = EchoFlow(question.flow, header.source, echo.identifier, verdict, now)
             flow.first = (header.destination, dialled)
             self._table[place] = self._by_number[flow.id] = flow
             self._timers.schedule(flow)
@@ -121,6 +166,7 @@ class EchoFlows:
 
     def judge_again(self, now: float) -> None:
         """End the mappings that the policy now in force would refuse; a request to another place is judged by itself."""
+        self._approved.clear()
         for flow in list(self._table.values()):
             question = Question(flow.id, ipv4.ICMP, (flow.guest, flow.identifier), (flow.first[0], 0))
             verdict = self._judge.echo(question)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from netstack.engine.events import Event
+from netstack.engine.verdict import Question, Verdict
 
 # Why a dial, a datagram or an echo request failed on the host side. Plain ints: compared on the hot path.
 REFUSED: Final = 1
@@ -50,6 +51,23 @@ class OpenNamed(NamedTuple):
     flow: int
     name: str
     port: int
+
+
+class ConsultFlow(NamedTuple):
+    """Ask the hook about a flow. `verdict` is what the policy says. Answer once with `flow_consulted`."""
+
+    question: Question
+    verdict: Verdict
+
+
+class ConsultDns(NamedTuple):
+    """Ask the hook about a DNS question of `guest`. Answer once with `dns_consulted`."""
+
+    number: int
+    guest: bytes
+    name: str
+    qtype: str
+    verdict: Verdict
 
 
 class ResolveName(NamedTuple):
@@ -152,6 +170,8 @@ Effect = (
     OpenStream
     | OpenNamed
     | ResolveName
+    | ConsultFlow
+    | ConsultDns
     | SendStream
     | ReadStream
     | ShutdownStream

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from netstack.engine.judge import Judge, Question
+from netstack.engine.judge import Judge
 from netstack.engine.peek import Named, Refuse, RequestGuard, StreamPeek
-from netstack.engine.verdict import REFUSE, Verdict
+from netstack.engine.verdict import REFUSE, Question, Verdict
 from netstack.wire.http_head import http_refusal
 from netstack.wire.tls_hello import tls_alert
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from netstack.engine.events import FlowRefused, PolicyReplaced
 from netstack.engine.outbox import Outbox
@@ -10,7 +10,7 @@ from netstack.engine.pins import Pins
 from netstack.engine.policy import Policy
 from netstack.engine.rules import TCP
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.verdict import ALLOW, REFUSE, Verdict
+from netstack.engine.verdict import ALLOW, REFUSE, Question, Verdict
 
 MAX_TOLD: Final = 256
 """Refused destinations whose repetitions are counted one by one; those beyond are counted together (conformance F13)."""
@@ -20,15 +20,6 @@ FORGET_TOLD: Final = 300.0
 _WORDS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
 
 
-class Question(NamedTuple):
-    """What is to be judged: who wants to go where. Addresses are the guest's, before NAT."""
-
-    flow: int
-    protocol: int
-    guest: tuple[bytes, int]
-    destination: tuple[bytes, int]
-
-
 class Judge:
     """Holds the policy in force and what it needs to remember."""
 
@@ -36,6 +27,10 @@ class Judge:
         self.policy = policy
         self.generation = 1
         """Counts policies: every record says under which one it was judged."""
+        self.consults = False
+        """A hook is asked about every flow and DNS question before it goes anywhere."""
+        self.loosens = False
+        """The hook may allow what the policy refuses."""
         self.pins = Pins()
         self._network = network
         self._outbox = outbox
@@ -87,6 +82,10 @@ class Judge:
             return old  # a live flow keeps the address its name had
         # What had been allowed by its address, and would now have to show a name, has shown none.
         return Verdict(REFUSE, "replaced", verdict.reason, verdict.rule, old.name, old.source)
+
+    def overrulable(self, verdict: Verdict) -> bool:
+        """Whether a refusal is put before the hook. Metadata services and a disabled network stay closed to it."""
+        return self.consults and self.loosens and verdict.reason not in ("metadata", "disabled")
 
     def candidate(self, protocol: int, address: bytes, port: int) -> str:
         """Why the dialer must not use an address that a name stands for; empty when it may."""

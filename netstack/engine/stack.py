@@ -21,7 +21,7 @@ from netstack.engine.effects import Effect
 from netstack.engine.fragments import MIN_MTU, Reassembler, fragment
 from netstack.engine.host_errors import HostErrors
 from netstack.engine.icmp_errors import IcmpErrors
-from netstack.engine.judge import Judge, Question
+from netstack.engine.judge import Judge
 from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
 from netstack.engine.policy import FULL_ACCESS, Policy, PolicySettings
@@ -30,7 +30,7 @@ from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_flow import Syn
 from netstack.engine.tcp_flows import TcpFlows
 from netstack.engine.udp_flows import UdpFlows
-from netstack.engine.verdict import REFUSE, Verdict
+from netstack.engine.verdict import REFUSE, Question, Verdict
 from netstack.engine.zones import Zones
 from netstack.wire import ethernet, icmp, ipv4, tcp, udp
 from netstack.wire.checksum import checksum, pseudo_header_sum
@@ -369,6 +369,15 @@ class Stack:
     def stream_opened(self, flow: int, now: float, address: bytes | None = None) -> None:
         """OpenStream or OpenNamed succeeded; `address` is the one of the name's addresses that answered."""
         self.tcp.opened(flow, now, address)
+
+    def flow_consulted(self, question: Question, verdict: Verdict, now: float) -> None:
+        """What the hook says to ConsultFlow: a verdict that allows or refuses."""
+        if question.protocol == ipv4.TCP:
+            self.tcp.consulted(question.flow, verdict, now)
+        elif question.protocol == ipv4.UDP:
+            self.udp.consulted(question.flow, verdict, now)
+        else:
+            self.echo.consulted(question.flow, verdict, now)
 
     def name_resolved(self, flow: int, address: bytes | None, now: float) -> None:
         """ResolveName found an address that may be used (4 bytes), or none."""

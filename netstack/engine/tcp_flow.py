@@ -6,15 +6,15 @@ from math import inf
 from typing import Final, NamedTuple, Protocol
 
 from netstack.engine.inspection import Inspection
-from netstack.engine.judge import Question
 from netstack.engine.tcp_connection import TcpConnection
-from netstack.engine.verdict import Verdict
+from netstack.engine.verdict import Question, Verdict
 
 PEEKING: Final = 1
-CONNECTING: Final = 2
-SPLICED: Final = 3
-DRAINING: Final = 4
-GONE: Final = 5
+CONSULTING: Final = 2
+CONNECTING: Final = 3
+SPLICED: Final = 4
+DRAINING: Final = 5
+GONE: Final = 6
 
 
 class Session(Protocol):

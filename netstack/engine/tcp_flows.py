@@ -1,6 +1,6 @@
 """The life of a TCP flow: the guest's SYN, the dial, the splice of two streams, and how each side's end reaches the other.
 
-PEEKING (under a list: the guest's first bytes are to say the name) -> CONNECTING (the dial is under way; without a peek
+PEEKING (under a list: the guest's first bytes are to say the name) -> CONSULTING (a hook is asked) -> CONNECTING (the dial is under way; without a peek
 the guest's SYN waits for it unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
 """
 
@@ -16,14 +16,14 @@ from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.icmp_errors import IcmpErrors
 from netstack.engine.inspection import DEADLINE as PEEK_DEADLINE
 from netstack.engine.inspection import Inspection
-from netstack.engine.judge import Judge, Question
+from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.tcp_flow import CONNECTING, DRAINING, GONE, PEEKING, SPLICED, Session, Syn, TcpFlow
+from netstack.engine.tcp_flow import CONNECTING, CONSULTING, DRAINING, GONE, PEEKING, SPLICED, Session, Syn, TcpFlow
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
 from netstack.engine.timers import Timers
-from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Verdict
+from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
 
 MAX_HALF_OPEN: Final = 4096
@@ -35,6 +35,8 @@ READ_AGAIN: Final = 16 * 1024
 SERVED_IDLE: Final = 30.0
 """Seconds a connection to a service of the gateway may be silent (RFC 7766 section 6.2.3 asks for a few at least)."""
 
+CONSULT_DEADLINE: Final = 30.0
+"""Seconds after which a driver that does not answer for its hook counts as a refusal; its own deadline is shorter."""
 FAREWELL: Final = 5.0
 """Seconds a guest that was turned away has to close its side before it is reset."""
 
@@ -124,7 +126,7 @@ class TcpFlows:
             verdict = Verdict(REFUSE, "syn", "too-many-unnamed-flows")
         if verdict.action != REFUSE and not self._make_room(now):
             verdict = Verdict(REFUSE, "syn", "table-full")
-        if verdict.action == REFUSE:
+        if verdict.action == REFUSE and not self._judge.overrulable(verdict):
             self._judge.refused(question, verdict, "reset", now)
             self._reset(syn)
             return
@@ -152,8 +154,7 @@ class TcpFlows:
             self._peeking[flow.id] = flow
             connection.accept(now)
         else:
-            flow.limit_at = now + self._settings.dial_timeout
-            self._outbox.effects.append(effects.OpenStream(flow.id, *flow.dialled))
+            self._admit(flow, verdict, now)
         self._timers.schedule(flow)
 
     def _refuse_route(self, syn: Syn, question: Question, kind: int, now: float) -> None:
@@ -343,15 +344,47 @@ class TcpFlows:
             verdict = inspection.feed(chunk)
             if verdict is None:
                 continue
-            if not verdict.allowed:
+            if not verdict.allowed and not (verdict.name and self._judge.overrulable(verdict)):
                 self._turn_away(flow, inspection, verdict, now)
                 return
-            inspection.follow()
-            flow.verdict = verdict
-            flow.state = CONNECTING
             del self._peeking[flow.id]
-            flow.limit_at = now + self._settings.dial_timeout
-            self._outbox.effects.append(effects.OpenNamed(flow.id, verdict.name, flow.dialled[1]))
+            self._admit(flow, verdict, now)
+
+    def _admit(self, flow: TcpFlow, verdict: Verdict, now: float) -> None:
+        """The policy has spoken: ask the hook if there is one, else dial."""
+        flow.verdict = verdict
+        if not self._judge.consults:
+            self._dial(flow, now)
+            return
+        flow.state = CONSULTING
+        flow.limit_at = now + CONSULT_DEADLINE
+        self._outbox.effects.append(effects.ConsultFlow(flow.question, verdict))
+
+    def consulted(self, number: int, verdict: Verdict, now: float) -> None:
+        """The hook has spoken."""
+        flow = self._streams.get(number)
+        if flow is None or flow.state != CONSULTING:
+            return
+        if verdict.allowed:
+            flow.verdict = verdict
+            self._dial(flow, now)
+        elif flow.inspection is not None:
+            self._turn_away(flow, flow.inspection, verdict, now)
+        else:
+            flow.connection.abort()
+            self._judge.refused(flow.question, verdict, "reset", now)
+            self._release(flow)
+            self._forget(flow)
+        self.touch(flow)
+
+    def _dial(self, flow: TcpFlow, now: float) -> None:
+        flow.state = CONNECTING
+        flow.limit_at = now + self._settings.dial_timeout
+        if flow.inspection is None:
+            self._outbox.effects.append(effects.OpenStream(flow.id, *flow.dialled))
+        else:
+            flow.inspection.follow()
+            self._outbox.effects.append(effects.OpenNamed(flow.id, flow.verdict.name, flow.dialled[1]))
 
     def _send_on(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
         passed, refusal = inspection.pass_on(chunks)
@@ -484,6 +517,9 @@ class TcpFlows:
             self._forget(flow)
         elif flow.state == PEEKING and flow.inspection is not None:
             self._turn_away(flow, flow.inspection, flow.inspection.unfinished("no-name-in-time"), now)
+        elif flow.state == CONSULTING:
+            silent = Verdict(REFUSE, "hook", "hook-silent", "", flow.verdict.name, flow.verdict.source)
+            self.consulted(flow.id, silent, now)
         elif flow.state == CONNECTING:
             self._outbox.effects.append(effects.AbortStream(flow.id))
             self.failed(flow.id, effects.TIMED_OUT, now)

@@ -14,12 +14,12 @@ from math import inf
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.host_errors import HostErrors, quotable
-from netstack.engine.judge import Judge, Question
+from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
-from netstack.engine.unnamed_datagrams import Held, Unnamed, UnnamedDatagrams
-from netstack.engine.verdict import PEEK, REFUSE, Verdict
+from netstack.engine.verdict import REFUSE, Question, Verdict
+from netstack.engine.waiting_datagrams import Held, Waiting, WaitingDatagrams
 from netstack.wire import ipv4, udp
 
 
@@ -92,7 +92,7 @@ class UdpFlows:
     def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors, judge: Judge) -> None:
         self.table: dict[bytes, UdpFlow] = {}
         self._judge = judge
-        self._unnamed = UnnamedDatagrams(judge, outbox)
+        self._waiting = WaitingDatagrams(judge, outbox)
         self._settings = settings
         self._outbox = outbox
         self._host_errors = host_errors
@@ -106,22 +106,47 @@ class UdpFlows:
         held = Held(datagram.payload, max(0, header.ttl - 1), quotable(packet))
         flow = self.table.get(key)
         if flow is None:
-            question = Question(
-                self._outbox.next_flow(),
-                ipv4.UDP,
-                (header.source, datagram.source_port),
-                (header.destination, datagram.destination_port),
-            )
-            verdict: Verdict | None = self._judge.first(question, now)
-            if verdict is not None and verdict.action == PEEK:
-                verdict = self._unnamed.feed(key, question, held, now)
-            if verdict is None:
+            waits = self._waiting.hold(key, held, now)
+            if waits is True:
                 return
-            if verdict.action == REFUSE:
-                self.refuse(question, verdict, held.packet, now)
+            if waits:
+                self.refuse(*waits, held.packet, now)
                 return
-            flow = self._open(key, question, (dialled, datagram.destination_port), verdict, now)
-        self._send(flow, held, now)
+            flow = self._begin(key, header, datagram, dialled, held, now)
+        if flow is not None:
+            self._send(flow, held, now)
+
+    def _begin(
+        self, key: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, held: Held, now: float
+    ) -> UdpFlow | None:
+        """A datagram that belongs to no flow: judge it. None when it may not go out, or not yet."""
+        question = Question(
+            self._outbox.next_flow(),
+            ipv4.UDP,
+            (header.source, datagram.source_port),
+            (header.destination, datagram.destination_port),
+        )
+        judge = self._judge
+        verdict = judge.first(question, now)
+        refusal = verdict if verdict.action == REFUSE and not judge.overrulable(verdict) else None
+        if refusal is None:
+            if verdict.allowed and not judge.consults:
+                return self._open(key, question, (dialled, datagram.destination_port), verdict, now)
+            refusal = self._waiting.begin(key, question, verdict, dialled, held, now)
+        if refusal is not None:
+            self.refuse(question, refusal, held.packet, now)
+        return None
+
+    def consulted(self, number: int, verdict: Verdict, now: float) -> None:
+        """The hook has spoken about a flow that waits for it."""
+        done = self._waiting.consulted(number, verdict)
+        if done is None:
+            return
+        waiting, verdict = done
+        if verdict.allowed:
+            self._release(waiting, waiting.dialled, verdict, now)
+        else:
+            self.refuse(waiting.question, verdict, waiting.held[-1].packet, now)
 
     def _send(self, flow: UdpFlow, held: Held, now: float) -> None:
         peer = flow.peer
@@ -139,18 +164,22 @@ class UdpFlows:
 
     def name_resolved(self, number: int, address: bytes | None, now: float) -> None:
         """The address of a QUIC flow's name, None when there is none that may be used."""
-        waiting = self._unnamed.resolved(number)
+        waiting = self._waiting.resolved(number)
         if waiting is None or waiting.verdict is None:
             return
         if address is None:
             self._give_up(waiting, "name-has-no-usable-address", now)
             return
+        self._release(waiting, address, waiting.verdict, now)
+
+    def _release(self, waiting: Waiting, address: bytes, verdict: Verdict, now: float) -> None:
+        """Let a flow go that has waited, and its datagrams with it."""
         target = (address, waiting.question.destination[1])
-        flow = self._open(waiting.key, waiting.question, target, waiting.verdict, now)
+        flow = self._open(waiting.key, waiting.question, target, verdict, now)
         for held in waiting.held:
             self._send(flow, held, now)
 
-    def _give_up(self, waiting: Unnamed, reason: str, now: float) -> None:
+    def _give_up(self, waiting: Waiting, reason: str, now: float) -> None:
         known = waiting.verdict
         verdict = Verdict(REFUSE, "quic", reason, "", known.name if known else "", known.source if known else "")
         self.refuse(waiting.question, verdict, waiting.held[-1].packet, now)
@@ -219,11 +248,11 @@ class UdpFlows:
 
     def next_deadline(self) -> float:
         """When `advance` wants to be called."""
-        return min(self._timers.next_deadline(), self._unnamed.next_deadline())
+        return min(self._timers.next_deadline(), self._waiting.next_deadline())
 
     def judge_again(self, now: float) -> None:
         """End the flows that the policy now in force would refuse; the others live on."""
-        for waiting in self._unnamed.clear():
+        for waiting in self._waiting.clear():
             self._give_up(waiting, "policy-replaced", now)
         for flow in list(self.table.values()):
             verdict = self._judge.again(flow.question, flow.verdict, now)
@@ -233,7 +262,7 @@ class UdpFlows:
 
     def advance(self, now: float) -> None:
         """End the flows that were silent for too long."""
-        for waiting in self._unnamed.expired(now):
+        for waiting in self._waiting.expired(now):
             self._give_up(waiting, "no-name-in-time", now)
         for flow in self._timers.due(now):
             flow.deadline = flow.heard_at + flow.timeout

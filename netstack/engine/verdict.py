@@ -31,3 +31,12 @@ class Verdict(NamedTuple):
     def allowed(self) -> bool:
         """Whether the flow may go on (PEEK is not yet a yes)."""
         return self.action == ALLOW
+
+
+class Question(NamedTuple):
+    """What is to be judged: who wants to go where. Addresses are the guest's, before NAT."""
+
+    flow: int
+    protocol: int
+    guest: tuple[bytes, int]
+    destination: tuple[bytes, int]

@@ -1,0 +1,160 @@
+"""UDP flows that may not go anywhere yet: a QUIC hello has to say the name, a hook has to be asked, an address found.
+
+Their datagrams wait here; the owner sends them on, or refuses them.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final, NamedTuple
+
+from netstack.engine import effects
+from netstack.engine.judge import Judge
+from netstack.engine.outbox import Outbox
+from netstack.engine.peek import DatagramPeek, Refuse
+from netstack.engine.timers import Timers
+from netstack.engine.verdict import REFUSE, Question, Verdict
+
+MAX_WAITING: Final = 256
+"""Flows that wait, each with at most MAX_HELD datagrams."""
+MAX_HELD: Final = 16
+"""Datagrams kept per flow; of more, the oldest is lost, as datagrams are."""
+NAME_DEADLINE: Final = 5.0
+"""Seconds to say the name."""
+ANSWER_DEADLINE: Final = 15.0
+"""Seconds for the hook to speak and for the name's address to be found."""
+
+
+class Held(NamedTuple):
+    """One datagram of the guest that waits: its payload, what is left of its TTL, and its packet's start."""
+
+    payload: bytes
+    ttl: int
+    packet: bytes
+
+
+class Waiting:
+    """A flow that waits."""
+
+    __slots__ = ("deadline", "dialled", "held", "key", "peek", "question", "scheduled", "verdict")
+
+    def __init__(self, key: bytes, question: Question, dialled: bytes, now: float) -> None:
+        self.key = key
+        self.question = question
+        self.dialled = dialled
+        """Where the guest wants to go, after NAT; a name decides otherwise."""
+        self.held: list[Held] = []
+        self.peek: DatagramPeek | None = None
+        """Reads the hello; None once it has said the name, or where none is needed."""
+        self.verdict: Verdict | None = None
+        """What the policy says, as soon as it can."""
+        self.deadline = now + NAME_DEADLINE
+        self.scheduled = inf
+
+
+class WaitingDatagrams:
+    """The flows that wait."""
+
+    def __init__(self, judge: Judge, outbox: Outbox) -> None:
+        self._judge = judge
+        self._outbox = outbox
+        self._flows: dict[bytes, Waiting] = {}
+        self._by_number: dict[int, Waiting] = {}
+        self._timers: Timers[Waiting] = Timers()
+
+    def hold(self, key: bytes, held: Held, now: float) -> tuple[Question, Verdict] | bool:
+        """Take a datagram of a flow that waits: True if there is one, with its refusal if this datagram decides it."""
+        flow = self._flows.get(key)
+        if flow is None:
+            return False
+        if len(flow.held) >= MAX_HELD:
+            del flow.held[0]
+        flow.held.append(held)
+        if flow.peek is None:
+            return True
+        refusal = self._read_on(flow, flow.peek, now)
+        return True if refusal is None else (flow.question, refusal)
+
+    def begin(
+        self, key: bytes, question: Question, verdict: Verdict, dialled: bytes, held: Held, now: float
+    ) -> Verdict | None:
+        """A flow that has to wait: for its name (a PEEK), or for the hook. Returns the refusal if there is one at once."""
+        if len(self._flows) >= MAX_WAITING:
+            return Verdict(REFUSE, verdict.step, "too-many-waiting-flows")
+        flow = self._flows[key] = self._by_number[question.flow] = Waiting(key, question, dialled, now)
+        flow.held.append(held)
+        self._timers.schedule(flow)
+        if verdict.action != REFUSE and not verdict.allowed:
+            flow.peek = DatagramPeek(strict_ech=self._judge.policy.settings.strict_ech)
+            return self._read_on(flow, flow.peek, now)
+        self._admit(flow, verdict, now)
+        return None
+
+    def _read_on(self, flow: Waiting, peek: DatagramPeek, now: float) -> Verdict | None:
+        outcome = peek.feed(flow.held[-1].payload)
+        if outcome is None:
+            return None
+        flow.peek = None
+        if isinstance(outcome, Refuse):
+            self._forget(flow)
+            return Verdict(REFUSE, "quic", outcome.reason, "", outcome.name, "quic")
+        verdict = self._judge.named(flow.question, outcome.name, "quic", outcome.source)
+        if not verdict.allowed and not self._judge.overrulable(verdict):
+            self._forget(flow)
+            return verdict
+        self._admit(flow, verdict, now)
+        return None
+
+    def _admit(self, flow: Waiting, verdict: Verdict, now: float) -> None:
+        flow.verdict = verdict
+        flow.deadline = now + ANSWER_DEADLINE
+        if self._judge.consults:
+            self._outbox.effects.append(effects.ConsultFlow(flow.question, verdict))
+        else:
+            self._find(flow, verdict)
+
+    def _find(self, flow: Waiting, verdict: Verdict) -> None:
+        port = flow.question.destination[1]
+        self._outbox.effects.append(effects.ResolveName(flow.question.flow, verdict.name, port))
+
+    def consulted(self, number: int, verdict: Verdict) -> tuple[Waiting, Verdict] | None:
+        """The hook has spoken. Returns the flow if it waits no longer: allowed to go to its address, or refused."""
+        flow = self._by_number.get(number)
+        if flow is None:
+            return None
+        if verdict.allowed and verdict.source == "quic":
+            flow.verdict = verdict
+            self._find(flow, verdict)
+            return None
+        self._forget(flow)
+        return flow, verdict
+
+    def resolved(self, number: int) -> Waiting | None:
+        """The flow whose name was looked up; it waits no longer. None when it was given up meanwhile."""
+        flow = self._by_number.get(number)
+        if flow is not None:
+            self._forget(flow)
+        return flow
+
+    def next_deadline(self) -> float:
+        """When `expired` wants to be called."""
+        return self._timers.next_deadline()
+
+    def expired(self, now: float) -> list[Waiting]:
+        """The flows that took too long."""
+        flows = self._timers.due(now)
+        for flow in flows:
+            self._forget(flow)
+        return flows
+
+    def clear(self) -> list[Waiting]:
+        """Give all of them up: another policy is in force."""
+        flows = list(self._flows.values())
+        for flow in flows:
+            self._forget(flow)
+        return flows
+
+    def _forget(self, flow: Waiting) -> None:
+        flow.deadline = inf
+        self._flows.pop(flow.key, None)
+        self._by_number.pop(flow.question.flow, None)
