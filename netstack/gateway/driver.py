@@ -14,13 +14,22 @@ import trio
 
 from guest_iface.link import Link, LinkClosed
 from guest_iface.switch import Switch
-from netstack.engine.effects import AbortStream, OpenNamed, Report, ResolveName, ResolveUpstream
+from netstack.engine.effects import (
+    AbortStream,
+    ConsultDns,
+    ConsultFlow,
+    OpenNamed,
+    Report,
+    ResolveName,
+    ResolveUpstream,
+)
 from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.gateway.dialer import AnswersDns, Dialer
 from netstack.gateway.host_sockets import HostSockets
+from netstack.hooks import HookRunner
 
 _Asked = TypeVar("_Asked")
 
@@ -48,13 +57,20 @@ class Driver:
         *,
         resolver: AnswersDns,
         policy: PolicySettings = FULL_ACCESS,
+        hooks: HookRunner | None = None,
         event_sink: Callable[[Event, float], None] | None = None,
     ) -> None:
-        """`policy` is what the guests may reach. `event_sink(event, now)` is called for everything worth telling; it must not block."""
+        """`policy` is what the guests may reach; `hooks` are asked about every flow and DNS question.
+
+        `event_sink(event, now)` is called for everything worth telling; it must not block."""
         self.stack = Stack(settings, initial_sequence=keyed_sequence_numbers(), policy=policy)
         self.switch = Switch(settings.gateway_mac)
         self.sockets = HostSockets(self.stack)
         self._resolver = resolver
+        self._hooks = hooks
+        if hooks is not None:
+            self.stack.judge.consults = True
+            self.stack.judge.loosens = hooks.may_allow
         self._dialer = Dialer(self.stack, self.sockets, resolver, self.flush)
         self._event_sink = event_sink
         self._links: list[Link] = []
@@ -147,6 +163,10 @@ class Driver:
                     self._start(self._dialer.open_named, effect)
                 elif isinstance(effect, ResolveName):
                     self._start(self._dialer.resolve_name, effect)
+                elif isinstance(effect, ConsultFlow):
+                    self._start(self._consult_flow, effect)
+                elif isinstance(effect, ConsultDns):
+                    self._start(self._consult_dns, effect)
                 else:
                     if isinstance(effect, AbortStream):
                         self._dialer.cancel(effect.flow)
@@ -164,6 +184,20 @@ class Driver:
     def _start(self, task: Callable[[_Asked], Awaitable[None]], effect: _Asked) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(task, effect)
+
+    async def _consult_flow(self, effect: ConsultFlow) -> None:
+        verdict = effect.verdict
+        if self._hooks is not None:
+            verdict = await self._hooks.flow(effect.question, verdict)
+        self.stack.flow_consulted(effect.question, verdict, trio.current_time())
+        self.flush()
+
+    async def _consult_dns(self, effect: ConsultDns) -> None:
+        verdict = effect.verdict
+        if self._hooks is not None:
+            verdict = await self._hooks.dns(effect.guest, effect.name, effect.qtype, verdict)
+        self.stack.dns_consulted(effect.number, verdict, trio.current_time())
+        self.flush()
 
     def replace_policy(self, policy: PolicySettings, why: str) -> None:
         """Put another policy in force, whole, and end the flows it would refuse. `why` is for the record."""

@@ -1,0 +1,149 @@
+"""Hooks: your own code asked about every flow and every DNS question before it goes anywhere.
+
+    class OfficeHours(Hooks):
+        async def on_flow(self, flow):
+            if flow.name == "registry.example.com" and not office_is_open():
+                return refuse("closed")
+
+A hook can refuse what the policy allows. It can allow what the policy refuses only where the configuration lets it
+(`may_allow`), and never a metadata service or a disabled network. One that raises, or takes longer than its deadline,
+refuses that flow and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from netstack.engine.verdict import ALLOW, REFUSE, Question, Verdict
+from netstack.wire.ipv4 import format_address
+
+log = logging.getLogger(__name__)
+
+DEADLINE: Final = 5.0
+"""Seconds a hook has to answer, unless told otherwise."""
+
+_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A flow in question. Addresses are dotted; `name` is empty where no name is known."""
+
+    number: int
+    protocol: str
+    guest: str
+    guest_port: int
+    destination: str
+    port: int
+    name: str
+    name_source: str
+    policy_allows: bool
+    reason: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class DnsQuestion:
+    """A DNS question in question. `name` without its final dot; `qtype` in words (A, AAAA, ...)."""
+
+    guest: str
+    name: str
+    qtype: str
+    policy_allows: bool
+    reason: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a hook says: made by `allow` and `refuse`."""
+
+    allowed: bool
+    reason: str
+
+
+def allow(reason: str = "hook-allows") -> Decision:
+    """Let it go, also where the policy says no and the configuration lets a hook overrule it."""
+    return Decision(True, reason)
+
+
+def refuse(reason: str = "hook-refuses") -> Decision:
+    """Do not let it go."""
+    return Decision(False, reason)
+
+
+class Hooks:
+    """Override what you want to be asked about. None means no opinion: what the policy says stands."""
+
+    async def on_flow(self, flow: Flow) -> Decision | None:
+        """A TCP, UDP or ICMP echo flow is about to be opened."""
+
+    async def on_dns(self, question: DnsQuestion) -> Decision | None:
+        """A guest asks for a name that is not answered by a local zone."""
+
+
+class HookRunner:
+    """Asks a hook, with a deadline, and turns what comes of it into a verdict."""
+
+    def __init__(self, hooks: Hooks, *, may_allow: bool = False, deadline: float = DEADLINE) -> None:
+        """`may_allow`: it may allow what the policy refuses. `deadline` in seconds, above 0."""
+        self.may_allow = may_allow
+        self._hooks = hooks
+        self._deadline = deadline
+
+    async def flow(self, question: Question, verdict: Verdict) -> Verdict:
+        """The verdict on a flow, with the hook's opinion in it. Raises nothing the hook does."""
+        flow = Flow(
+            question.flow,
+            _PROTOCOLS.get(question.protocol, str(question.protocol)),
+            format_address(question.guest[0]),
+            question.guest[1],
+            format_address(question.destination[0]),
+            question.destination[1],
+            verdict.name,
+            verdict.source,
+            verdict.allowed,
+            verdict.reason,
+            verdict.rule,
+        )
+        return await self._ask(verdict, f"flow to {verdict.name or flow.destination}:{flow.port}", on_flow=flow)
+
+    async def dns(self, guest: bytes, name: str, qtype: str, verdict: Verdict) -> Verdict:
+        """The verdict on a DNS question, with the hook's opinion in it. Raises nothing the hook does."""
+        question = DnsQuestion(format_address(guest), name, qtype, verdict.allowed, verdict.reason, verdict.rule)
+        return await self._ask(verdict, f"question {name!r} {qtype}", on_dns=question)
+
+    async def _ask(
+        self, verdict: Verdict, what: str, *, on_flow: Flow | None = None, on_dns: DnsQuestion | None = None
+    ) -> Verdict:
+        decision: object = None
+        try:
+            with trio.fail_after(self._deadline):
+                if on_flow is not None:
+                    decision = await self._hooks.on_flow(on_flow)
+                elif on_dns is not None:
+                    decision = await self._hooks.on_dns(on_dns)
+        except trio.TooSlowError:
+            log.warning("the hook did not answer within %g s: %s is refused", self._deadline, what)
+            return _refused(verdict, "hook-timeout")
+        except Exception:  # noqa: BLE001 - foreign code: whatever it raises refuses this flow and nothing else
+            log.exception("the hook failed: %s is refused", what)
+            return _refused(verdict, "hook-failed")
+        if decision is None:
+            return verdict
+        if not isinstance(decision, Decision):
+            log.error("the hook returned %r, neither None nor allow() nor refuse(): %s is refused", decision, what)
+            return _refused(verdict, "hook-failed")
+        if not decision.allowed:
+            return _refused(verdict, decision.reason)
+        if verdict.allowed or not self.may_allow:
+            return verdict
+        return verdict._replace(action=ALLOW, step="hook", reason=decision.reason)
+
+
+def _refused(verdict: Verdict, reason: str) -> Verdict:
+    return verdict._replace(action=REFUSE, step="hook", reason=reason, rule="")
