@@ -121,33 +121,33 @@ class InitialReader:
             self._packets += 1
             if self._packets > MAX_PACKETS:
                 return "quic-too-many-packets"
-            if self._keys is None:
-                self._begin(header)
+            keys = self._keys
+            if keys is None:
+                keys = self._begin(header)
             elif header.version != self._version or (header.initial and header.connection_id != self._connection_id):
                 return "quic-other-connection"
             if header.initial:
                 if len(datagram) < MIN_DATAGRAM:
                     return "quic-short-datagram"
-                self._read_packet(datagram, header)
+                self._read_packet(keys, datagram, header)
             at = header.end
         result = self._crypto.hello()
         if result is None and self._datagrams >= MAX_DATAGRAMS:
             return "quic-too-many-datagrams"
         return result
 
-    def _begin(self, header: _Header) -> None:
+    def _begin(self, header: _Header) -> _ClientKeys:
         if not header.initial:
             raise _FaultError("quic-not-initial")
         if len(header.connection_id) < _MIN_FIRST_CONNECTION_ID:
             raise _FaultError("quic-connection-id")
         self._version = header.version
         self._connection_id = header.connection_id
-        self._keys = _ClientKeys(_VERSIONS[header.version], header.connection_id)
+        self._keys = keys = _ClientKeys(_VERSIONS[header.version], header.connection_id)
+        return keys
 
-    def _read_packet(self, datagram: bytes, header: _Header) -> None:
-        if self._keys is None:
-            return
-        number, payload = self._keys.open(datagram, header, max(self._numbers, default=-1))
+    def _read_packet(self, keys: _ClientKeys, datagram: bytes, header: _Header) -> None:
+        number, payload = keys.open(datagram, header, max(self._numbers, default=-1))
         # RFC 9000 section 12.3: of packets with one number only the first counts.
         if number not in self._numbers:
             self._numbers.add(number)
@@ -231,8 +231,7 @@ class _ClientKeys:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        secret = hmac.digest(version.salt, connection_id, "sha256")  # HKDF-Extract
-        secret = _expand_label(secret, b"client in", 32)
+        secret = _client_secret(version, connection_id)
         self._iv = int.from_bytes(_expand_label(secret, version.label + b"iv", 12), "big")
         self._decrypt: Callable[[bytes, bytes, bytes], bytes] = AESGCM(
             _expand_label(secret, version.label + b"key", 16)
@@ -262,6 +261,11 @@ class _ClientKeys:
         if first & _RESERVED:  # RFC 9000 section 17.2: only now is it known that the sender meant them
             raise _FaultError("quic-reserved-bits")
         return number, frames
+
+
+def _client_secret(version: _Version, connection_id: bytes) -> bytes:
+    """What a client's Initial keys are made from (RFC 9001 section 5.2)."""
+    return _expand_label(hmac.digest(version.salt, connection_id, "sha256"), b"client in", 32)
 
 
 def _expand_label(secret: bytes, label: bytes, length: int) -> bytes:
