@@ -106,10 +106,7 @@ def _needs(item: pytest.Item) -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Guest tests run last, so that a broken unit is told first, untraced: a kernel's timers run in them."""
-    for item in items:
-        if item.get_closest_marker("guest"):
-            item.add_marker("no_cover")
+    """Guest tests run last, so that a broken unit is told first."""
     items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
 

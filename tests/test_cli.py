@@ -123,6 +123,34 @@ def test_run_hands_over_what_the_options_say(configurations: list[RunConfig], ca
     assert config.log_level == "debug"
 
 
+def test_a_run_that_fails_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from netstack.gateway import RunFailed, run_command
+
+    def fail(_config: RunConfig) -> None:
+        raise RunFailed("fd 5: not a socket")
+
+    monkeypatch.setattr(run_command, "run_gateway", fail)
+    assert invoke(capsys, "run", "--fd", "5") == (1, "", "netstack: fd 5: not a socket\n")
+
+
+def test_an_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from netstack.gateway import doctor
+
+    def interrupt(*, as_json: bool) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "run_doctor", interrupt)
+    status, _, err = invoke(capsys, "doctor")
+    assert (status, err.strip()) == (130, "netstack: interrupted")
+
+
+def test_demo_gets_the_captures_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from netstack.gateway import demo
+
+    monkeypatch.setattr(demo, "run_demo", lambda capture: 3 if capture == Path("x.pcapng") else 0)
+    assert invoke(capsys, "demo", "--capture", "x.pcapng")[0] == 3
+
+
 def test_stdio_with_gvproxys_word(configurations: list[RunConfig], capsys: pytest.CaptureFixture[str]):
     assert invoke(capsys, "run", "--listen-stdio", "accept")[0] == 0
     assert configurations[0].links == (StdioLink(),)

@@ -11,6 +11,7 @@ by dpkt and dnspython, so the guest is an independent witness.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import io
@@ -112,6 +113,9 @@ class Network(Protocol):
 
     def ping(self, address: str, payload: bytes) -> bool:
         """One ICMP echo request; whether its reply came back as it should."""
+
+    def close(self) -> None:
+        """Let the card go."""
 
 
 def get_lease(network: Network) -> Lease:
@@ -246,7 +250,7 @@ def fetch(stream: Stream, host: str) -> tuple[int, bytes]:
     return response.status, response.read()
 
 
-class _Walk:
+class Walk:
     """The steps in their order, each timed; an error becomes the step's answer."""
 
     def __init__(self, network: Network, plan: Plan) -> None:
@@ -256,6 +260,7 @@ class _Walk:
         self._address = ""
 
     def steps(self) -> Iterator[Step]:
+        """Take them one by one; without a lease there is only the first."""
         plan = self._plan
         yield self._step("lease", "DHCP DISCOVER, REQUEST", self._get_lease)
         if self._lease is None:
@@ -370,6 +375,10 @@ class KernelNetwork:
         except TimeoutError:
             return None
 
+    def close(self) -> None:
+        """Close the packet socket; the device stays as it is."""
+        self._packets.close()
+
     def configure(self, lease: Lease) -> None:
         """Give the device its address and the default route."""
         from guest_iface.namespaces import configure_device
@@ -424,9 +433,10 @@ def main() -> None:
         from netstack.gateway.scripted_guest import ScriptedNetwork
 
         network = ScriptedNetwork(socket.socket(fileno=arguments.fd))
-    for step in _Walk(network, Plan(**json.loads(arguments.plan))).steps():
-        sys.stdout.write(json.dumps(asdict(step)) + "\n")
-        sys.stdout.flush()
+    with contextlib.closing(network):
+        for step in Walk(network, Plan(**json.loads(arguments.plan))).steps():
+            sys.stdout.write(json.dumps(asdict(step)) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ class ScriptedNetwork:
                 return frame
         return None
 
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
     def _answer_arp(self, frame: bytes) -> bool:
         ethernet = dpkt.ethernet.Ethernet(frame)
         if not isinstance(ethernet.data, dpkt.arp.ARP):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,20 @@ OPTIONS = (
     # A reassembled packet is shown on its last fragment, and is checked there as a whole.
     *("-o", "ip.defragment:TRUE"),
 )
+# Ours to judge. What is inside a connection is the servers' and curl's, and by its port number random data may look
+# like any of a thousand protocols.
+PROTOCOLS = {"frame", "eth", "ethertype", "arp", "ip", "ipv6", "icmp", "icmpv6", "udp", "tcp", "dhcp", "dns", "data"}
 FIELDS = ("frame.number", "eth.src", "_ws.expert.severity", "_ws.expert.group", "_ws.expert.message")
+SEQUENCE = str(0x02000000)
+"""tshark's number for the group of remarks about the order of segments."""
 SEVERITIES = {0x100000: "comment", 0x200000: "chat", 0x400000: "note", 0x600000: "warning", 0x800000: "error"}
 BENIGN = (
     "This frame initiates the connection closing",
     "This frame undergoes the connection closing",
     # Said of any reset, also of one that has to be there (a refused port, a connection that the other side reset).
     "Connection reset (RST)",
+    # Said of the packet that an ICMP error quotes.
+    '"Time To Live" only',
     # Flow control at work: a receiver that is full says so.
     "TCP Zero Window segment",
     "TCP window specified by the receiver is now completely full",
@@ -39,10 +47,22 @@ class Finding(NamedTuple):
 
 def _tshark(capture: Path, *arguments: str) -> str:
     command = ["tshark", "-n", "-r", str(capture), *OPTIONS, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "WIRESHARK_CONFIG_DIR": str(_configuration(capture.parent / "wireshark"))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     if done.returncode:
         raise AssertionError(f"tshark failed with {done.returncode}: {done.stderr}")
     return done.stdout
+
+
+def _configuration(directory: Path) -> Path:
+    """A configuration directory with all protocols off but PROTOCOLS."""
+    if not directory.exists():
+        directory.mkdir()
+        listed = subprocess.run(["tshark", "-G", "protocols"], capture_output=True, text=True, timeout=60, check=True)
+        names = {line.split("\t")[2] for line in listed.stdout.splitlines()}
+        internal = {name for name in names if name.startswith("_ws.")}
+        (directory / "disabled_protos").write_text("\n".join(sorted(names - PROTOCOLS - internal)) + "\n")
+    return directory
 
 
 def expert_findings(capture: Path) -> list[Finding]:
@@ -64,14 +84,17 @@ def expert_findings(capture: Path) -> list[Finding]:
 def faults(capture: Path, mac: str, *, lossless: bool = True) -> list[Finding]:
     """Remarks about the frames of one sender that it has to answer for.
 
-    On a link that loses frames, what loss brings about (retransmissions, duplicate ACKs and the like: the group
-    "Sequence", in tshark's numbers 0x02000000) is none of its faults; checksums and malformed packets always are.
+    On a link that loses frames, what loss brings about (retransmissions, duplicate ACKs and the like) is none of its
+    faults; checksums and malformed packets always are. An ACK with a D-SACK (RFC 2883) answers data that came twice:
+    the other side's doing.
     """
-    sequence = str(0x02000000)
+    findings = [finding for finding in expert_findings(capture) if finding.source == mac]
+    twice = {finding.frame for finding in findings if finding.message.startswith("D-SACK")}
     return [
         finding
-        for finding in expert_findings(capture)
-        if finding.source == mac and not finding.message.startswith(BENIGN) and (lossless or finding.group != sequence)
+        for finding in findings
+        if not finding.message.startswith(BENIGN)
+        and not (finding.group == SEQUENCE and (not lossless or finding.frame in twice))
     ]
 
 
@@ -81,6 +104,16 @@ def bad_checksums(capture: Path, mac: str) -> list[str]:
     return _tshark(capture, "-Y", f"eth.src == {mac} && ({wrong})").splitlines()
 
 
-def count(capture: Path, display_filter: str) -> int:
-    """How many frames match: to show that the capture has what it should have."""
-    return len(_tshark(capture, "-Y", display_filter, "-T", "fields", "-e", "frame.number").splitlines())
+def kinds(capture: Path, mac: str) -> set[str]:
+    """What one sender's frames are: `arp`, `dhcp`, `dns`, `icmp 3`, `tcp reset`: to show that a capture has it all."""
+    fields = ["-e", "frame.protocols", "-e", "icmp.type", "-e", "tcp.flags.reset"]
+    out = _tshark(capture, "-Y", f"eth.src == {mac}", "-T", "fields", "-E", "separator=/t", *fields)
+    found = set()
+    for line in out.splitlines():
+        protocols, icmp_types, reset = line.split("\t")
+        found |= set(protocols.split(":"))
+        if icmp_types:
+            found.add(f"icmp {icmp_types.split(',')[0]}")
+        if reset == "1":
+            found.add("tcp reset")
+    return found

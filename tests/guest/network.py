@@ -120,11 +120,11 @@ class Network:
         """The guest's network."""
         return self.gateway.addresses
 
-    def configure(self, *, mac: str = GUEST_MAC) -> None:
+    def configure(self, *, mac: str = GUEST_MAC, address: str = "") -> None:
         """Give the guest its addresses by hand, quicker than DHCP; again if the card is a new one."""
         addresses = self.addresses
         self.guest.sh(
-            f"ip link set {TAP} address {mac} up; ip address replace {addresses.guest}/24 dev {TAP};"
+            f"ip link set {TAP} address {mac} up; ip address replace {address or addresses.guest}/24 dev {TAP};"
             f"ip route replace default via {addresses.gateway}"
         )
         self.guest.use_resolver(f"nameserver {addresses.dns}\n")

@@ -50,6 +50,8 @@ def guest(request: pytest.FixtureRequest, world: World, installed: Path):
         prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-all", "--"]
         command = [readable_python(), "-m", "netstack"]
     prefix += ["env", f"PYTHONPATH={installed}", "PYTHONDONTWRITEBYTECODE=1", "HOME=/nonexistent"]
+    # Root's own directories on PATH would make an unknown command a forbidden one.
+    prefix += ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
 
     def run(*words: str, check: bool = True):
         return world.host.run(*prefix, *command, "guest", *UPSTREAM, "--", *words, check=check)
