@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -16,6 +17,7 @@ from netstack import __version__
 
 if TYPE_CHECKING:
     from netstack.config import LinkSpec, RunConfig
+    from netstack.hooks import HookRunner
 
 COMPLETION_VARIABLE: Final = "_NETSTACK_COMPLETE"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -162,6 +164,23 @@ _POLICY_OPTIONS: Final = (
     ),
 )
 
+_HOOK_OPTIONS: Final = (
+    click.option(
+        "--hook",
+        metavar="FILE.py[:CLASS]|MODULE:CLASS",
+        help="Python class (netstack.hooks.Hooks) asked about every flow and DNS question.",
+    ),
+    click.option("--hook-may-allow", is_flag=True, help="Let the hook allow what the policy refuses."),
+    click.option(
+        "--hook-deadline",
+        type=float,
+        default=5.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A hook that takes longer refuses that flow.",
+    ),
+)
+
 _REPORT_OPTIONS: Final = (
     click.option(
         "--capture", type=click.Path(path_type=Path), metavar="FILE", help="Write every frame to a pcapng file."
@@ -188,6 +207,17 @@ def _with(*groups: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
     return decorate
 
 
+def _hooks(where: str, *, may_allow: bool, deadline: float) -> HookRunner:
+    from netstack.hooks import HookError, HookRunner, load_hooks
+
+    if not 0 < deadline <= 60:
+        raise click.UsageError(f"--hook-deadline {deadline:g}: expected seconds, above 0 and at most 60")
+    try:
+        return HookRunner(load_hooks(where), may_allow=may_allow, deadline=deadline)
+    except HookError as error:
+        raise click.UsageError(f"--hook {where!r}: {error}") from error
+
+
 def _configuration(
     links: tuple[LinkSpec, ...],
     *,
@@ -202,6 +232,9 @@ def _configuration(
     answers: str | None,
     strict_ech: bool,
     config_file: Path | None,
+    hook: str | None,
+    hook_may_allow: bool,
+    hook_deadline: float,
     ready_fd: int | None = None,
     **addresses: Any,
 ) -> RunConfig:
@@ -214,22 +247,25 @@ def _configuration(
         resolv_conf = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
     except OSError:
         resolv_conf = ""
+    read_policy = partial(
+        config.network_spec,
+        network=network,
+        allow_net=allow_net,
+        deny_all=deny_all,
+        sinkhole=sinkhole,
+        answers=answers,
+        strict_ech=strict_ech,
+        config_file=config_file,
+    )
     return config.RunConfig(
         network=config.network_settings(search=config.search_domains(resolv_conf), **addresses),
         links=links,
         dns_upstreams=tuple(config.parse_dns_upstream(text, "--dns-upstream") for text in dns_upstreams),
         capture=capture,
         events="-" if events == "-" else Path(events) if events else None,
-        policy=config.network_spec(
-            network=network,
-            allow_net=allow_net,
-            deny_all=deny_all,
-            sinkhole=sinkhole,
-            answers=answers,
-            strict_ech=strict_ech,
-            config_file=config_file,
-        ),
-        config_file=config_file,
+        policy=read_policy(),
+        reload_policy=read_policy if config_file else None,
+        hooks=_hooks(hook, may_allow=hook_may_allow, deadline=hook_deadline) if hook else None,
         ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
         log_level=log_level,
     )
@@ -242,7 +278,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _POLICY_OPTIONS, _REPORT_OPTIONS)
+@_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _POLICY_OPTIONS, _HOOK_OPTIONS, _REPORT_OPTIONS)
 @_log_level("info")
 @click.option("--ready-fd", type=int, metavar="N", help="Write a line to this descriptor once guests can attach.")
 def run(
@@ -273,7 +309,7 @@ def run(
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@_with(_NETWORK_OPTIONS, _POLICY_OPTIONS, _REPORT_OPTIONS)
+@_with(_NETWORK_OPTIONS, _POLICY_OPTIONS, _HOOK_OPTIONS, _REPORT_OPTIONS)
 @_log_level("warning")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def guest(*, command: Sequence[str], **options: Any) -> int:
@@ -322,7 +358,9 @@ class _QuestionsAfterDashes(click.Command):
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a question instead of a table.")
 @click.argument("rules", nargs=-1, metavar="")
 @click.pass_context
-def check(ctx: click.Context, /, *, rules: Sequence[str], allow_net: Sequence[str], as_json: bool, **options: Any) -> int:
+def check(
+    ctx: click.Context, /, *, rules: Sequence[str], allow_net: Sequence[str], as_json: bool, **options: Any
+) -> int:
     """Say what would happen under RULES, and why, without sending anything.
 
     A question is HOST:PORT, udp://HOST:PORT, IP:PORT, icmp://IP, http(s)://HOST/, quic://HOST, or a name: dns://NAME/TYPE.

@@ -9,14 +9,17 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote
 
 from netstack.engine.settings import LinkTraits, NetworkSettings, Zone, ZoneRecord
 from netstack.network_spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from netstack.hooks import HookRunner
 
 MIN_MTU: Final = 576
 """Bytes. Every IPv4 host takes such packets (RFC 791 section 3.1); DHCP messages grow to it (RFC 2131 section 2)."""
@@ -107,8 +110,10 @@ class RunConfig:
     """File for one JSON object a line and event; "-" is standard output."""
     policy: NetworkSpec = field(default_factory=NetworkSpec)
     """What the guests may reach."""
-    config_file: Path | None = None
-    """The YAML file that `policy` came from; SIGHUP reads it again."""
+    reload_policy: Callable[[], NetworkSpec] | None = None
+    """Reads the policy's YAML file again; raises ConfigError. None where there is no file."""
+    hooks: HookRunner | None = None
+    """Code to be asked about flows and DNS questions."""
     ready_fd: int | None = None
     """File descriptor that gets a line once guests can attach; then it is closed."""
     log_level: str = "info"

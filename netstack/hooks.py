@@ -12,8 +12,11 @@ refuses that flow and nothing else.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -130,7 +133,7 @@ class HookRunner:
         except trio.TooSlowError:
             log.warning("the hook did not answer within %g s: %s is refused", self._deadline, what)
             return _refused(verdict, "hook-timeout")
-        except Exception:  # noqa: BLE001 - foreign code: whatever it raises refuses this flow and nothing else
+        except Exception:  # foreign code: whatever it raises refuses this flow and nothing else
             log.exception("the hook failed: %s is refused", what)
             return _refused(verdict, "hook-failed")
         if decision is None:
@@ -147,3 +150,36 @@ class HookRunner:
 
 def _refused(verdict: Verdict, reason: str) -> Verdict:
     return verdict._replace(action=REFUSE, step="hook", reason=reason, rule="")
+
+
+class HookError(ValueError):
+    """A hook that cannot be loaded; the message says why."""
+
+
+def load_hooks(where: str) -> Hooks:
+    """The hook at `FILE.py`, `FILE.py:CLASS` or `MODULE:CLASS`; without a class, the only subclass of Hooks there.
+
+    Raises HookError. Its file is run: it has the rights of this process.
+    """
+    source, _, wanted = where.partition(":")
+    try:
+        if source.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("netstack_hook", Path(source))
+            if spec is None or spec.loader is None:
+                raise HookError(f"{source} is no Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+    except HookError:
+        raise
+    except Exception as error:  # foreign code: it may raise anything while it is read
+        raise HookError(f"{source}: {type(error).__name__}: {error}") from error
+    found = {name: each for name, each in vars(module).items() if isinstance(each, type) and issubclass(each, Hooks)}
+    found.pop("Hooks", None)
+    if wanted:
+        found = {name: each for name, each in found.items() if name == wanted}
+    if len(found) != 1:
+        raise HookError(f"expected one subclass of netstack.hooks.Hooks, found {', '.join(sorted(found)) or 'none'}")
+    made: Hooks = next(iter(found.values()))()
+    return made

@@ -67,7 +67,10 @@ class NetworkSpec:
 
     @classmethod
     def parse(cls, value: NetworkSpec | str | Mapping[str, Any]) -> NetworkSpec:
-        """A spec, one of the words (any case), or a mapping with the keys of this class. Raises SpecError, RuleError."""
+        """A spec, one of the words (any case), or a mapping with the keys of this class.
+
+        Raises SpecError, RuleError.
+        """
         if isinstance(value, NetworkSpec):
             return value
         if isinstance(value, str):

@@ -12,7 +12,10 @@ from netstack.engine.verdict import Verdict
 
 
 class LeaseEvent(NamedTuple):
-    """A DHCP exchange that changed or refused something. `action`: offered, acknowledged, refused, released, declined."""
+    """A DHCP exchange that changed or refused something.
+
+    `action`: offered, acknowledged, refused, released, declined.
+    """
 
     action: str
     mac: bytes

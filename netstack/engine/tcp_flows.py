@@ -20,8 +20,8 @@ from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.tcp_flow import CONNECTING, CONSULTING, DRAINING, GONE, PEEKING, SPLICED, Session, Syn, TcpFlow
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_flow import CONNECTING, CONSULTING, DRAINING, GONE, PEEKING, SPLICED, Session, Syn, TcpFlow
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
@@ -55,7 +55,10 @@ _UNREACHABLE_CODES: Final = {
 
 
 class TcpFlows:
-    """Every TCP flow of one engine. `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow."""
+    """Every TCP flow of one engine.
+
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow.
+    """
 
     def __init__(
         self,
@@ -108,7 +111,8 @@ class TcpFlows:
         isn = self._initial_sequence(syn.key, now)
         old = self.table.get(syn.key)
         if old is not None:
-            # The new numbers must lie beyond the old ones, so that nobody takes one connection's segments for the other's.
+            # The new numbers must lie beyond the old ones, so that nobody takes one connection's segments for the
+            # other's.
             least = (old.connection.send_next + 1) & _MASK
             if (isn - least) & _MASK >= _HALF:
                 isn = (least + 64_000) & _MASK

@@ -78,7 +78,10 @@ class WaitingDatagrams:
     def begin(
         self, key: bytes, question: Question, verdict: Verdict, dialled: bytes, held: Held, now: float
     ) -> Verdict | None:
-        """A flow that has to wait: for its name (a PEEK), or for the hook. Returns the refusal if there is one at once."""
+        """A flow that has to wait: for its name (a PEEK), or for the hook.
+
+        Returns the refusal if there is one at once.
+        """
         if len(self._flows) >= MAX_WAITING:
             return Verdict(REFUSE, verdict.step, "too-many-waiting-flows")
         flow = self._flows[key] = self._by_number[question.flow] = Waiting(key, question, dialled, now)

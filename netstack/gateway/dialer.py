@@ -1,6 +1,7 @@
 """Dials names: looks their addresses up itself, asks the policy about each, and takes the first that answers.
 
-Only what the policy lets pass is dialled, whatever address the guest had chosen. Attempts start 250 ms apart, the next at
+Only what the policy lets pass is dialled, whatever address the guest had chosen. Attempts start 250 ms apart, the
+next at
 once when one fails, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305).
 """
 

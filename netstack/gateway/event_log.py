@@ -20,7 +20,17 @@ from typing import Final, Literal
 
 import trio
 
-from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FrameDropped, LeaseEvent
+from netstack.engine.events import (
+    DnsEvent,
+    Event,
+    FlowClosed,
+    FlowOpened,
+    FlowRefused,
+    FrameDropped,
+    LeaseEvent,
+    PolicyReplaced,
+)
+from netstack.engine.verdict import ACTION_WORDS, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +44,8 @@ _NAMES: Final = {
     DnsEvent: "dns",
     FlowOpened: "flow_opened",
     FlowClosed: "flow_closed",
+    FlowRefused: "flow_refused",
+    PolicyReplaced: "policy_replaced",
     FrameDropped: "frame_dropped",
 }
 
@@ -55,6 +67,21 @@ def _iso(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def _verdict_fields(verdict: Verdict | None) -> dict[str, object]:
+    """A verdict's words, the empty ones left out. The name is what a guest said: the JSON encoder escapes it."""
+    if verdict is None:
+        return {}
+    words = {
+        "verdict": ACTION_WORDS[verdict.action],
+        "step": verdict.step,
+        "reason_code": verdict.reason,
+        "rule": verdict.rule,
+        "name": verdict.name,
+        "name_source": verdict.source,
+    }
+    return {key: value for key, value in words.items() if value}
+
+
 def event_fields(event: Event) -> dict[str, object]:
     """An event in plain words: addresses dotted, endpoints `address:port`, MACs with colons, strings as they came."""
     fields: dict[str, object] = {"event": _NAMES[type(event)]}
@@ -63,13 +90,23 @@ def event_fields(event: Event) -> dict[str, object]:
             fields |= event._asdict() | {"mac": _mac(event.mac), "address": socket.inet_ntoa(event.address)}
         case DnsEvent():
             fields |= event._asdict() | {"guest": socket.inet_ntoa(event.guest), "seconds": round(event.seconds, 6)}
+            del fields["verdict"]
+            fields = _verdict_fields(event.verdict) | fields
         case FlowOpened() | FlowClosed():
             fields |= event._asdict()
             for name in ("guest", "destination", "dialled"):
                 fields[name] = _endpoint(getattr(event, name))
             if isinstance(event, FlowClosed):
                 fields["seconds"] = round(event.seconds, 6)
-        case FrameDropped():
+            del fields["verdict"]
+            fields |= _verdict_fields(event.verdict)
+        case FlowRefused():
+            fields |= event._asdict()
+            for name in ("guest", "destination"):
+                fields[name] = _endpoint(getattr(event, name))
+            del fields["verdict"]
+            fields |= _verdict_fields(event.verdict)
+        case FrameDropped() | PolicyReplaced():
             fields |= event._asdict()
     return fields
 

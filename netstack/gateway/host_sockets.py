@@ -435,7 +435,10 @@ class HostSockets:
 
 
 def new_stream_socket(address: bytes) -> socket.socket:
-    """A TCP socket for dialling an address (4 or 16 bytes), with the options every host connection has. Raises OSError."""
+    """A TCP socket for dialling an address (4 or 16 bytes), with the options every host connection has.
+
+    Raises OSError.
+    """
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

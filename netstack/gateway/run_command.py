@@ -24,6 +24,7 @@ from guest_iface.stream import STREAM_QUEUE_FRAMES
 from guest_iface.tap import TapLink
 from netstack.config import (
     DEFAULT_GUEST_MAC,
+    ConfigError,
     FdLink,
     LinkSpec,
     ListenLink,
@@ -33,12 +34,13 @@ from netstack.config import (
     UnixEndpoint,
 )
 from netstack.engine.events import Event
-from netstack.engine.settings import LinkTraits, NetworkSettings
+from netstack.engine.settings import LinkTraits
 from netstack.gateway import RunFailed
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.host_sockets import open_ping_socket
 from netstack.gateway.resolver import Resolver
+from netstack.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
     from guest_iface.capture import CaptureWriter
@@ -182,7 +184,14 @@ class Gateway:
             never_ask=[socket.inet_ntoa(network.gateway_ip)],
             servers_changed=self._forget_names,
         )
-        self.driver = Driver(network, resolver=resolver, event_sink=self._report if self._events else None)
+        self._config = config
+        self.driver = Driver(
+            network,
+            resolver=resolver,
+            policy=config.policy.policy(),
+            hooks=config.hooks,
+            event_sink=self._report if self._events else None,
+        )
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()
@@ -194,6 +203,24 @@ class Gateway:
     def stop(self) -> None:
         """End `run` in order: guests first, so that the ends of their flows are still told."""
         self._serving.cancel()
+
+    def reload_policy(self) -> bool:
+        """Read the policy again from its file and put it in force, whole, or leave the old one; False without a file."""
+        if self._config.reload_policy is None:
+            return False
+        try:
+            spec = self._config.reload_policy()
+        except ConfigError as error:
+            log.error("%s; the policy in force stays", error)
+        else:
+            self.driver.replace_policy(spec.policy(), "reload")
+            log.info("policy read again: %s", spec)
+        return True
+
+    def kill_network(self) -> None:
+        """The kill switch: every flow is reset, and nothing goes out or comes in any more until the policy is reloaded."""
+        self.driver.replace_policy(NetworkSpec.enabled(deny_all=True).policy(), "kill-switch")
+        log.warning("kill switch: every flow is reset and nothing is allowed")
 
     def reopen_events(self) -> bool:
         """Open the events file again by its name; False if there is none."""
@@ -260,8 +287,12 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> str:
 
 async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
     async for number in signals:
-        if number == signal.SIGHUP and gateway.reopen_events():
-            log.info("events file opened again")
+        if number == signal.SIGHUP:
+            done = [gateway.reload_policy(), gateway.reopen_events()]
+            if any(done):
+                continue
+        if number == signal.SIGUSR2:
+            gateway.kill_network()
         else:
             log.info("%s: ending", signal.Signals(number).name)
             gateway.stop()
@@ -276,8 +307,12 @@ def tell_ready(fd: int) -> None:
         raise RunFailed(f"--ready-fd {fd}: {error.strerror}") from error
 
 
-def _tell_what_runs(network: NetworkSettings, attachments: Attachments) -> None:
+def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
+    network = config.network
     addresses = [socket.inet_ntoa(each) for each in (network.gateway_ip, network.device_ip, network.host_ip)]
+    for warning in config.policy.warnings():
+        log.warning("%s", warning)
+    log.info("policy: %s", config.policy)
     log.info("gateway %s, guest %s, host %s, MTU %d", *addresses, network.link.mtu)
     for name in attachments.names():
         log.info("waiting for a guest on %s", name)
@@ -289,7 +324,7 @@ def _tell_what_runs(network: NetworkSettings, attachments: Attachments) -> None:
 
 async def _serve_until_told(config: RunConfig) -> None:
     # Signals first: from the moment a socket exists, something must be there to remove it.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2) as signals:
         try:
             attachments = open_attachments(config.links, config.network.link.mtu)
         except LinkError as error:
@@ -303,7 +338,7 @@ async def _serve_until_told(config: RunConfig) -> None:
                 nursery.cancel_scope.cancel()
 
             await nursery.start(run_and_end)
-            _tell_what_runs(config.network, attachments)
+            _tell_what_runs(config, attachments)
             if config.ready_fd is not None:
                 tell_ready(config.ready_fd)
 
