@@ -7,7 +7,7 @@ the guest, and `next_deadline` when `advance` is wanted. No call blocks, and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from struct import Struct
 from typing import Final
 
@@ -25,7 +25,8 @@ from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import Route, Routes
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.tcp_flows import Syn, TcpFlows
+from netstack.engine.tcp_flow import Syn
+from netstack.engine.tcp_flows import TcpFlows
 from netstack.engine.udp_flows import UdpFlows
 from netstack.engine.zones import Zones
 from netstack.wire import ethernet, icmp, ipv4, tcp, udp
@@ -411,8 +412,11 @@ class Stack:
         effects, outbox.effects = outbox.effects, []
         return effects
 
-    def take_frames(self, now: float, room: int = 1 << 30) -> list[bytes]:
-        """The frames for the guest: answers first, then about `room` segments of data; see `frames_wait`."""
+    def take_frames(self, now: float, room: int = 1 << 30, held: Set[bytes] = frozenset()) -> list[bytes]:
+        """The frames for the guests: answers first, then about `room` segments of data; see `frames_wait`.
+
+        Guests whose MAC is in `held` get no data this time: their link is behind with what it has.
+        """
         outbox = self._outbox
         frames = outbox.frames.copy()
         outbox.frames.clear()  # the list itself stays: every connection appends to it
@@ -425,12 +429,12 @@ class Stack:
         frames += self.neighbours.take_frames()
         for _ in self.neighbours.take_unreachable():
             outbox.drop("guest-does-not-answer-arp")
-        self.tcp.output(frames, room, now)
+        self.tcp.output(frames, room, now, held)
         return frames
 
     @property
     def frames_wait(self) -> bool:
-        """Whether data waits for another `take_frames` because `room` was too small."""
+        """Whether data waits for another `take_frames` because `room` was too small, not because its guest was held."""
         return self.tcp.waiting
 
 

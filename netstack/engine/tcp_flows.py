@@ -1,36 +1,34 @@
-"""The life of a TCP flow: the guest's SYN, the dial, the splice of two streams, and how each side's end reaches the other.
-
-CONNECTING (the dial is under way, the guest's SYN unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
-"""
+"""TCP flows: the guest's SYN, the dial, the splice of two streams, and how one side's end reaches the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Set
 from math import inf
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 from netstack.engine import effects
 from netstack.engine import tcp_states as st
 from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.host_errors import quoted_whole
 from netstack.engine.icmp_errors import IcmpErrors
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_flow import CONNECTING, DRAINING, GONE, SPLICED, Session, Syn, TcpFlow
 from netstack.engine.timers import Timers
 from netstack.wire import icmp, tcp
-
-CONNECTING: Final = 1
-SPLICED: Final = 2
-DRAINING: Final = 3
-GONE: Final = 4
 
 MAX_HALF_OPEN: Final = 4096
 """Flows whose dial or handshake is not complete; beyond, the oldest is reset to make room (conformance F1)."""
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
 SERVED_IDLE: Final = 30.0
-"""Seconds a connection to a service of the gateway may be silent (RFC 7766 section 6.2.3 asks for a few at least)."""
+"""Seconds in which a connection to a service of the gateway has to move a byte (RFC 7766 section 6.2.3 asks for a few).
+
+It is closed then, and reset when it takes as long again for that.
+"""
 
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
@@ -44,82 +42,11 @@ _UNREACHABLE_CODES: Final = {
 }
 
 
-class Session(Protocol):
-    """A service of the gateway's own on one connection: bytes in by `receive`, bytes out in `out`."""
-
-    out: list[bytes]
-
-    def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the guest. May be followed by `more` before anything is answered."""
-
-    def more(self, now: float) -> None:
-        """What was in `out` is on its way: go on with what waits."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the guest's bytes make no sense: the connection is reset."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether everything asked so far is answered."""
-
-    def closed(self) -> None:
-        """The connection is gone. Called once."""
-
-
-class Syn(NamedTuple):
-    """A segment that may open a flow, and where it came from."""
-
-    key: bytes
-    mac: bytes
-    source: bytes
-    source_port: int
-    destination: bytes
-    destination_port: int
-    sequence: int
-    window: int
-    options: bytes
-    packet: bytes
-
-
-class TcpFlow:
-    """One guest connection, its upstream and what became of both."""
-
-    __slots__ = (
-        "connection", "destination", "dialled", "guest", "id", "key", "limit_at", "mac", "opened_at", "packet", "paused",
-        "received", "scheduled", "sent", "session", "state", "touched",
-    )  # fmt: skip
-
-    def __init__(self, number: int, syn: Syn, connection: TcpConnection, dialled: bytes, now: float) -> None:
-        self.id = number
-        self.key = syn.key
-        self.mac = syn.mac
-        self.guest = (syn.source, syn.source_port)
-        self.destination = (syn.destination, syn.destination_port)
-        self.dialled = (dialled, syn.destination_port)
-        self.connection = connection
-        self.packet = syn.packet
-        """The SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
-        self.state = CONNECTING
-        self.session: Session | None = None
-        self.paused = False
-        """The driver found no room and does not read the host socket until ReadStream."""
-        self.touched = False
-        self.limit_at = inf
-        """When the dial, or a silent guest of a service, has had enough time."""
-        self.scheduled = inf
-        self.opened_at = now
-        self.sent = 0
-        self.received = 0
-
-    @property
-    def deadline(self) -> float:
-        """When this flow wants to be woken."""
-        return min(self.connection.deadline, self.limit_at)
-
-
 class TcpFlows:
-    """Every TCP flow of one engine. `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow."""
+    """Every TCP flow of one engine.
+
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow.
+    """
 
     def __init__(
         self,
@@ -148,6 +75,8 @@ class TcpFlows:
         self._half_open: dict[int, TcpFlow] = {}
         self._time_wait: dict[int, TcpFlow] = {}
         self._touched: list[TcpFlow] = []
+        self._waiting: deque[TcpFlow] = deque()
+        self._held: dict[bytes, list[TcpFlow]] = {}
         self._timers: Timers[TcpFlow] = Timers()
 
     # -- from the guest --------------------------------------------------------------------------------------
@@ -159,17 +88,19 @@ class TcpFlows:
             self._touched.append(flow)
 
     def reopens(self, flow: TcpFlow, sequence: int) -> bool:
-        """Whether a SYN may take the place of a connection in TIME-WAIT (RFC 9293 section 3.6.1, RFC 6191)."""
+        """Whether a SYN may take a connection's place: in TIME-WAIT (RFC 9293 section 3.6.1, RFC 6191), or closed."""
         connection = flow.connection
-        beyond = (sequence - connection.receive_buffer.next) & _MASK
-        return connection.state == st.TIME_WAIT and 0 <= beyond < _HALF
+        if connection.state == st.CLOSED:
+            return True  # it ended earlier in this batch
+        return connection.state == st.TIME_WAIT and (sequence - connection.receive_buffer.next) & _MASK < _HALF
 
     def open(self, syn: Syn, now: float) -> None:
-        """A SYN that belongs to no flow, or takes the place of one in TIME-WAIT."""
+        """A SYN that belongs to no flow, or takes the place of one that `reopens` names."""
         isn = self._initial_sequence(syn.key, now)
         old = self.table.get(syn.key)
         if old is not None:
-            # The new numbers must lie beyond the old ones, so that nobody takes one connection's segments for the other's.
+            self._settle(old, now)  # it may have ended in this batch, and the host has to hear of it
+            # The new numbers lie beyond the old ones: nobody may take one connection's segments for the other's.
             least = (old.connection.send_next + 1) & _MASK
             if (isn - least) & _MASK >= _HALF:
                 isn = (least + 64_000) & _MASK
@@ -239,7 +170,7 @@ class TcpFlows:
         self._outbox.frames.append(frame)
 
     def _unreachable(self, packet: bytes, code: int, now: float) -> bool:
-        message = self._errors.make(icmp.UNREACHABLE, code, packet, self._settings.gateway_ip, now)
+        message = self._errors.make(icmp.UNREACHABLE, code, quoted_whole(packet), self._settings.gateway_ip, now)
         if message is None:
             return False
         self._outbox.packets.append((packet[12:16], message))
@@ -259,6 +190,7 @@ class TcpFlows:
 
     def _evict_half_open(self, now: float) -> None:
         flow = next(iter(self._half_open.values()))
+        self._outbox.drop("tcp-half-open-evicted")
         flow.connection.abort()
         self._abandon(flow, "evicted", now)
 
@@ -269,6 +201,7 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is not None and flow.state == CONNECTING and flow.connection.state == st.LISTEN:
             flow.limit_at = inf
+            flow.packet = b""
             flow.connection.accept(now)
             self._timers.schedule(flow)
 
@@ -343,18 +276,23 @@ class TcpFlows:
     def settle(self, now: float) -> None:
         """Turn what the guest did in this batch into effects."""
         for flow in self._touched:
-            connection = flow.connection
-            buffer = connection.receive_buffer
-            if flow.session is not None:
-                self._serve(flow, flow.session, now)
-            elif buffer.ready and flow.state != GONE:
-                chunks, buffer.ready = buffer.ready, []
-                count = sum(map(len, chunks))
-                buffer.unsent += count
-                flow.sent += count
-                self._outbox.effects.append(effects.SendStream(flow.id, chunks))
-            if connection.signals:
-                self._take_signals(flow, connection, now)
+            self._settle(flow, now)
+
+    def _settle(self, flow: TcpFlow, now: float) -> None:
+        connection = flow.connection
+        buffer = connection.receive_buffer
+        if flow.state == GONE:
+            pass
+        elif flow.session is not None:
+            self._serve(flow, flow.session, now)
+        elif buffer.ready:
+            chunks, buffer.ready = buffer.ready, []
+            count = sum(map(len, chunks))
+            buffer.unsent += count
+            flow.sent += count
+            self._outbox.effects.append(effects.SendStream(flow.id, chunks))
+        if connection.signals:
+            self._take_signals(flow, connection, now)
 
     def _take_signals(self, flow: TcpFlow, connection: TcpConnection, now: float) -> None:
         signals, connection.signals = connection.signals, 0
@@ -364,8 +302,9 @@ class TcpFlows:
             return
         if signals & st.OPENED:
             flow.state = SPLICED
-            flow.packet = b""
             self._half_open.pop(flow.id, None)
+            if flow.session is not None:
+                flow.limit_at = now + SERVED_IDLE
             self._outbox.report(FlowOpened(flow.id, "tcp", flow.guest, flow.destination, flow.dialled))
         if signals & (st.PEER_RESET | st.GAVE_UP):
             self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
@@ -391,44 +330,77 @@ class TcpFlows:
     def _serve(self, flow: TcpFlow, session: Session, now: float) -> None:
         """Bytes to and from a service of our own; it gets no more before what it said has room."""
         connection = flow.connection
-        buffer = connection.receive_buffer
-        flow.limit_at = now + SERVED_IDLE
-        while flow.state != GONE:
+        ready = connection.receive_buffer.ready
+        before = flow.sent + flow.received
+        taken = 0
+        while not session.failed:
             while session.out and connection.room:
                 data = session.out.pop(0)
                 flow.received += len(data)
                 connection.write(data)
             if session.out:
-                return
-            if buffer.ready:
-                data = buffer.ready.pop(0)
+                break
+            session.more(now)
+            if not session.out:
+                if taken == len(ready):
+                    break
+                data = ready[taken]
+                taken += 1
                 flow.sent += len(data)
                 session.receive(data, now)
-            else:
-                session.more(now)
-            if session.failed:
-                connection.abort()
-                self._abandon(flow, "not understood", now)
-            elif not session.out and not buffer.ready:
-                if flow.state == DRAINING and session.idle:
-                    connection.finish()
-                return
+        del ready[:taken]
+        if session.failed:
+            connection.abort()
+            self._abandon(flow, "not understood", now)
+            return
+        if flow.sent + flow.received != before:
+            flow.limit_at = now + SERVED_IDLE
+        if flow.state == DRAINING and session.idle and not session.out and not ready:
+            connection.finish()
 
-    def output(self, frames: list[bytes], room: int, now: float) -> None:
-        """Append what connections have to send; about `room` frames of it, the rest waits for the next call."""
+    def output(self, frames: list[bytes], room: int, now: float, held: Set[bytes] = frozenset()) -> None:
+        """Append what connections have to send, about `room` frames of it; the rest waits for the next call.
+
+        Whoever had to wait comes first, in turn. Guests whose MAC is in `held` are sent no data, whatever the room.
+        """
+        for mac in [mac for mac in self._held if mac not in held] if self._held else ():
+            self._waiting.extend(self._held.pop(mac))
+        last = len(frames) + room
+        served: list[TcpFlow] = []
+        for _ in range(len(self._waiting)):
+            if len(frames) >= last:
+                break
+            flow = self._waiting.popleft()
+            flow.waits = False
+            self._speak(flow, frames, last, now, held, served)
         touched, self._touched = self._touched, []
         for flow in touched:
             flow.touched = False
-            start = len(frames)
-            if flow.connection.output(frames, max(0, room), now):
-                self.touch(flow)
-            room -= len(frames) - start
-            self._timers.schedule(flow)
+            self._speak(flow, frames, last, now, held, served)
+        self._waiting.extend(served)
+
+    def _speak(
+        self, flow: TcpFlow, frames: list[bytes], last: int, now: float, held: Set[bytes], served: list[TcpFlow]
+    ) -> None:
+        """Let one flow say what it has to, and note whether it has to wait with the rest of it."""
+        if flow.forgotten:
+            return
+        start = len(frames)
+        stuck = flow.mac in held
+        if flow.connection.output(frames, 0 if stuck else max(0, last - start), now) and not flow.waits:
+            flow.waits = True
+            if stuck:
+                self._held.setdefault(flow.mac, []).append(flow)
+            elif len(frames) > start:
+                served.append(flow)  # behind those that got nothing
+            else:
+                self._waiting.append(flow)
+        self._timers.schedule(flow)
 
     @property
     def waiting(self) -> bool:
-        """Whether something is left for the next `output`."""
-        return bool(self._touched)
+        """Whether data of guests that were not held is left for the next `output`."""
+        return bool(self._waiting)
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -448,7 +420,13 @@ class TcpFlows:
 
     def _out_of_time(self, flow: TcpFlow, now: float) -> None:
         if flow.session is not None:
-            flow.connection.finish()
+            if flow.state == SPLICED:
+                flow.state = DRAINING
+                flow.limit_at = now + SERVED_IDLE
+                flow.connection.finish()
+            else:
+                flow.connection.abort()
+                self._abandon(flow, "idle", now)
         elif flow.state == CONNECTING:
             self._outbox.effects.append(effects.AbortStream(flow.id))
             self.failed(flow.id, effects.TIMED_OUT, now)
@@ -477,6 +455,7 @@ class TcpFlows:
         )  # fmt: skip
 
     def _forget(self, flow: TcpFlow) -> None:
+        flow.forgotten = True
         self._time_wait.pop(flow.id, None)
         if self.table.get(flow.key) is flow:
             del self.table[flow.key]

@@ -1,0 +1,96 @@
+"""One TCP flow: the guest's connection, what stands behind it, and how far both have come.
+
+CONNECTING (the dial is under way, the guest's SYN unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final, NamedTuple, Protocol
+
+from netstack.engine.host_errors import quotable
+from netstack.engine.tcp_connection import TcpConnection
+
+CONNECTING: Final = 1
+SPLICED: Final = 2
+DRAINING: Final = 3
+GONE: Final = 4
+"""The host's side is over and told; a connection in TIME-WAIT still answers the guest."""
+
+
+class Session(Protocol):
+    """A service of the gateway's own on one connection: bytes in by `receive`, bytes out in `out`."""
+
+    out: list[bytes]
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the guest. Called when `more` has nothing left to do."""
+
+    def more(self, now: float) -> None:
+        """What was in `out` is on its way: go on with what waits."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the guest's bytes make no sense: the connection is reset."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything asked so far is answered."""
+
+    def closed(self) -> None:
+        """The connection is gone. Called once."""
+
+
+class Syn(NamedTuple):
+    """A segment that may open a flow, and where it came from."""
+
+    key: bytes
+    mac: bytes
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    sequence: int
+    window: int
+    options: bytes
+    packet: bytes
+
+
+class TcpFlow:
+    """One guest connection, its upstream and what became of both."""
+
+    __slots__ = (
+        "connection", "destination", "dialled", "forgotten", "guest", "id", "key", "limit_at", "mac", "opened_at",
+        "packet", "paused", "received", "scheduled", "sent", "session", "state", "touched", "waits",
+    )  # fmt: skip
+
+    def __init__(self, number: int, syn: Syn, connection: TcpConnection, dialled: bytes, now: float) -> None:
+        self.id = number
+        self.key = syn.key
+        self.mac = syn.mac
+        self.guest = (syn.source, syn.source_port)
+        self.destination = (syn.destination, syn.destination_port)
+        self.dialled = (dialled, syn.destination_port)
+        self.connection = connection
+        self.packet = quotable(syn.packet)
+        """The start of the SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
+        self.state = CONNECTING
+        self.session: Session | None = None
+        self.paused = False
+        """The driver found no room and does not read the host socket until ReadStream."""
+        self.touched = False
+        self.waits = False
+        """It has data for which the last `output` had no room."""
+        self.forgotten = False
+        """Out of the table: it says nothing any more, and wants no waking."""
+        self.limit_at = inf
+        """When the dial, or a silent guest of a service, has had enough time."""
+        self.scheduled = inf
+        self.opened_at = now
+        self.sent = 0
+        self.received = 0
+
+    @property
+    def deadline(self) -> float:
+        """When this flow wants to be woken."""
+        return inf if self.forgotten else min(self.connection.deadline, self.limit_at)
