@@ -1,4 +1,4 @@
-"""What happened, as records for people and programs: one each for a lease, a DNS question, a flow's start and end, a drop.
+"""What happened, as records for people and programs: a lease, a DNS question, a flow's start and end, a drop.
 
 The engine makes them, the gateway writes them out (JSON lines). Strings that a guest chose are carried as they came and
 escaped by the writer.
@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 
 class LeaseEvent(NamedTuple):
-    """A DHCP exchange that changed or refused something. `action`: offered, acknowledged, refused, released, declined."""
+    """A DHCP exchange that changed or refused something.
+
+    `action`: offered, acknowledged, refused, released, declined.
+    """
 
     action: str
     mac: bytes
@@ -19,7 +22,10 @@ class LeaseEvent(NamedTuple):
 
 
 class DnsEvent(NamedTuple):
-    """One answered DNS question. `source`: zone, cache, upstream, refused. `rcode` in words (NOERROR, NXDOMAIN, ...)."""
+    """One answered DNS question.
+
+    `source`: zone, cache, upstream, refused. `rcode` in words (NOERROR, NXDOMAIN, ...).
+    """
 
     guest: bytes
     name: str
