@@ -79,10 +79,7 @@ class ResolveName(NamedTuple):
 
 
 class SendStream(NamedTuple):
-    """Write `chunks` in order; report each byte the host took with `stream_sent`.
-
-    Keep what it did not take and go on later.
-    """
+    """Write `chunks` in order and report each byte the host took with `stream_sent`; keep the rest and go on later."""
 
     flow: int
     chunks: Sequence[bytes | memoryview]

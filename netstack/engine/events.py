@@ -1,4 +1,4 @@
-"""What happened, as records for people and programs: one each for a lease, a DNS question, a flow's start and end, a drop.
+"""What happened, as records for people and programs: a lease, a DNS question, a flow's start and end, a drop.
 
 The engine makes them, the gateway writes them out (JSON lines). Strings that a guest chose are carried as they came and
 escaped by the writer.

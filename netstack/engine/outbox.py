@@ -29,7 +29,10 @@ class Outbox:
         return self._last_flow
 
     def send(self, source: bytes, destination: bytes, protocol: int, payload: bytes) -> None:
-        """Queue an IP packet for the guest. It may be fragmented, so it has an identification (RFC 6864 section 4.3)."""
+        """Queue an IP packet for the guest.
+
+        It may be fragmented, so it has an identification (RFC 6864 section 4.3).
+        """
         self._identification = (self._identification + 1) & 0xFFFF
         packet = ipv4.build(source, destination, protocol, payload, identification=self._identification)
         self.packets.append((destination, packet))

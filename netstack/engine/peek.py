@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from netstack.engine.names import canonical
 from netstack.wire.http_head import HeadReader, RequestHead, RequestStream
 from netstack.wire.quic_initial import InitialReader
-from netstack.wire.tls_hello import HANDSHAKE, ClientHello, HelloReader, is_address
+from netstack.wire.tls_hello import HANDSHAKE, ClientHello, HelloReader
 
 TLS: Final = "tls"
 HTTP: Final = "http"
@@ -22,7 +22,7 @@ OTHER: Final = "other"
 
 NEED_MORE: Final = None
 
-_NOT_HTTP: Final = frozenset(("not-http", "proxy-protocol"))
+_OTHER_FAULTS: Final = frozenset(("not-http", "proxy-protocol", "not-quic"))
 """Faults after which nobody on the other side would understand a 403."""
 
 
@@ -66,39 +66,26 @@ class StreamPeek:
         """tls, http or other: how to refuse a flow that never comes to an outcome. Empty before the first byte."""
         self._port = port
         self._strict_ech = strict_ech
-        self._hello: HelloReader | None = None
-        self._head: HeadReader | None = None
+        self._reader: HelloReader | HeadReader | None = None
         self._outcome: Outcome = None
 
     def feed(self, chunk: bytes) -> Outcome:
         """The next bytes from the guest, of any length."""
         if self._outcome is not None or not chunk:
             return self._outcome
-        if not self.protocol:
-            self._choose(chunk[0])
-        if self._hello is not None:
-            self._outcome = _judge_hello(self._hello.feed(chunk), TLS, "sni", strict_ech=self._strict_ech)
-        elif self._head is not None:
-            self._outcome = self._judge_head(self._head.feed(chunk))
+        if self._reader is None:
+            tls = chunk[0] == HANDSHAKE
+            self.protocol = TLS if tls else HTTP
+            self._reader = HelloReader() if tls else HeadReader()
+        result = self._reader.feed(chunk)
+        if isinstance(result, RequestHead):
+            self._outcome = judge_request(result, self._port)
+        else:
+            self._outcome = _judge_hello(result, self.protocol, "sni", strict_ech=self._strict_ech)
         if self._outcome is not None:
             self.protocol = self._outcome.protocol
-            self._hello = self._head = None
+            self._reader = None
         return self._outcome
-
-    def _choose(self, first: int) -> None:
-        if first == HANDSHAKE:
-            self.protocol = TLS
-            self._hello = HelloReader()
-        else:
-            self.protocol = HTTP
-            self._head = HeadReader()
-
-    def _judge_head(self, head: RequestHead | str | None) -> Outcome:
-        if head is None:
-            return None
-        if isinstance(head, str):
-            return Refuse(head, OTHER if head in _NOT_HTTP else HTTP)
-        return judge_request(head, self._port)
 
 
 class DatagramPeek:
@@ -112,11 +99,7 @@ class DatagramPeek:
     def feed(self, datagram: bytes) -> Outcome:
         """The next datagram from the guest, whole."""
         if self._reader is not None:
-            result = self._reader.feed(datagram)
-            if result == "not-quic":
-                self._outcome = Refuse(result, OTHER)
-            else:
-                self._outcome = _judge_hello(result, QUIC, "quic", strict_ech=self._strict_ech)
+            self._outcome = _judge_hello(self._reader.feed(datagram), QUIC, "quic", strict_ech=self._strict_ech)
             if self._outcome is not None:
                 self._reader = None
         return self._outcome
@@ -179,15 +162,18 @@ def judge_request(head: RequestHead, port: int) -> Named | Refuse:
 
 
 def _judge_hello(hello: ClientHello | str | None, protocol: str, source: str, *, strict_ech: bool) -> Outcome:
-    """Which name a hello is for. With Encrypted ClientHello the outer name decides: it is where the server is."""
+    """What a reader's answer that is no request means.
+
+    With Encrypted ClientHello the outer name decides: it is where the server is.
+    """
     if hello is None:
         return None
     if isinstance(hello, str):
-        return Refuse(hello, protocol)
+        return Refuse(hello, OTHER if hello in _OTHER_FAULTS else protocol)
     if hello.server_name is None:
         return Refuse("no-name", protocol)
     name = canonical(hello.server_name)
-    if name is None or is_address(hello.server_name):
+    if name is None:
         return Refuse("sni-not-a-name", protocol)
     if strict_ech and hello.has_ech:
         return Refuse("ech", protocol, name)

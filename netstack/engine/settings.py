@@ -1,4 +1,7 @@
-"""What the engine is told before the first frame: addresses, limits and what the link can carry. Plain frozen values."""
+"""What the engine is told before the first frame: addresses, limits and what the link can carry.
+
+Plain frozen values.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Zone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkTraits:
-    """What the engine must know of the link the guest is on (guest_iface.link.LinkCapabilities says the same to the driver)."""
+    """What the engine must know of the guest's link; guest_iface.link.LinkCapabilities says it to the driver."""
 
     mtu: int = 1500
     """Largest IP packet towards the guest, bytes, 68..65535."""

@@ -7,7 +7,7 @@ the guest, and `next_deadline` when `advance` is wanted. No call blocks, and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from struct import Struct
 from typing import Final
 
@@ -465,8 +465,11 @@ class Stack:
         effects, outbox.effects = outbox.effects, []
         return effects
 
-    def take_frames(self, now: float, room: int = 1 << 30) -> list[bytes]:
-        """The frames for the guest: answers first, then about `room` segments of data; see `frames_wait`."""
+    def take_frames(self, now: float, room: int = 1 << 30, held: Set[bytes] = frozenset()) -> list[bytes]:
+        """The frames for the guests: answers first, then about `room` segments of data; see `frames_wait`.
+
+        Guests whose MAC is in `held` get no data this time: their link is behind with what it has.
+        """
         outbox = self._outbox
         frames = outbox.frames.copy()
         outbox.frames.clear()  # the list itself stays: every connection appends to it
@@ -479,14 +482,14 @@ class Stack:
         frames += self.neighbours.take_frames()
         for _ in self.neighbours.take_unreachable():
             outbox.drop("guest-does-not-answer-arp")
-        self.tcp.output(frames, room, now)
+        self.tcp.output(frames, room, now, held)
         if self._disabled:
             frames.clear()
         return frames
 
     @property
     def frames_wait(self) -> bool:
-        """Whether data waits for another `take_frames` because `room` was too small."""
+        """Whether data waits for another `take_frames` because `room` was too small, not because its guest was held."""
         return self.tcp.waiting
 
 

@@ -1,10 +1,16 @@
-"""What is known of one TCP flow, and the words around it."""
+"""One TCP flow: the guest's connection, what stands behind it, and how far both have come.
+
+PEEKING (under a list: the guest's first bytes are to say the name) -> CONSULTING (a hook is asked) -> CONNECTING (the
+dial is under way; without a peek the guest's SYN waits for it unanswered) -> SPLICED -> DRAINING (one side has
+finished) -> GONE.
+"""
 
 from __future__ import annotations
 
 from math import inf
 from typing import Final, NamedTuple, Protocol
 
+from netstack.engine.host_errors import quotable
 from netstack.engine.inspection import Inspection
 from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.verdict import Question, Verdict
@@ -15,6 +21,7 @@ CONNECTING: Final = 3
 SPLICED: Final = 4
 DRAINING: Final = 5
 GONE: Final = 6
+"""The host's side is over and told; a connection in TIME-WAIT still answers the guest."""
 
 
 class Session(Protocol):
@@ -23,7 +30,7 @@ class Session(Protocol):
     out: list[bytes]
 
     def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the guest. May be followed by `more` before anything is answered."""
+        """Take bytes from the guest. Called when `more` has nothing left to do."""
 
     def more(self, now: float) -> None:
         """What was in `out` is on its way: go on with what waits."""
@@ -59,9 +66,9 @@ class TcpFlow:
     """One guest connection, its upstream and what became of both."""
 
     __slots__ = (
-        "connection", "dialled", "guest_finished", "id", "inspection", "key", "limit_at", "mac", "opened_at", "packet",
-        "paused", "question", "received", "scheduled", "sent", "session", "state", "touched", "turned_away", "upstream",
-        "verdict",
+        "connection", "dialled", "forgotten", "guest_finished", "id", "inspection", "key", "limit_at", "mac",
+        "opened_at", "packet", "paused", "question", "received", "scheduled", "sent", "session", "state", "touched",
+        "turned_away", "upstream", "verdict", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -70,12 +77,13 @@ class TcpFlow:
         self.id = question.flow
         self.question = question
         self.verdict = verdict
+        """Why it may go where it goes."""
         self.key = syn.key
         self.mac = syn.mac
         self.dialled = (dialled, syn.destination_port)
         self.connection = connection
-        self.packet = syn.packet
-        """The SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
+        self.packet = quotable(syn.packet)
+        """The start of the SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
         self.state = CONNECTING
         self.session: Session | None = None
         self.inspection: Inspection | None = None
@@ -88,8 +96,12 @@ class TcpFlow:
         self.paused = False
         """The driver found no room and does not read the host socket until ReadStream."""
         self.touched = False
+        self.waits = False
+        """It has data for which the last `output` had no room."""
+        self.forgotten = False
+        """Out of the table: it says nothing any more, and wants no waking."""
         self.limit_at = inf
-        """When the name, the dial, the farewell or a silent guest of a service has had enough time."""
+        """When the name, the hook, the dial, the farewell or a silent guest of a service has had enough time."""
         self.scheduled = inf
         self.opened_at = now
         self.sent = 0
@@ -98,4 +110,4 @@ class TcpFlow:
     @property
     def deadline(self) -> float:
         """When this flow wants to be woken."""
-        return min(self.connection.deadline, self.limit_at)
+        return inf if self.forgotten else min(self.connection.deadline, self.limit_at)

@@ -1,18 +1,15 @@
-"""The life of a TCP flow: the guest's SYN, the dial, the splice of two streams, and how each side's end reaches the other.
-
-PEEKING (under a list: the guest's first bytes are to say the name) -> CONSULTING (a hook is asked) -> CONNECTING (the dial is under way; without a peek
-the guest's SYN waits for it unanswered) -> SPLICED -> DRAINING (one side has finished) -> GONE.
-"""
+"""TCP flows: the guest's SYN, the dial, the splice of two streams, and how one side's end reaches the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from math import inf
 from typing import Final
 
 from netstack.engine import effects
 from netstack.engine import tcp_states as st
 from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.host_errors import quoted_whole
 from netstack.engine.icmp_errors import IcmpErrors
 from netstack.engine.inspection import DEADLINE as PEEK_DEADLINE
 from netstack.engine.inspection import Inspection
@@ -21,7 +18,18 @@ from netstack.engine.outbox import Outbox
 from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
-from netstack.engine.tcp_flow import CONNECTING, CONSULTING, DRAINING, GONE, PEEKING, SPLICED, Session, Syn, TcpFlow
+from netstack.engine.tcp_flow import (
+    CONNECTING,
+    CONSULTING,
+    DRAINING,
+    GONE,
+    PEEKING,
+    SPLICED,
+    Session,
+    Syn,
+    TcpFlow,
+)
+from netstack.engine.tcp_output import TcpOutput
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
@@ -33,7 +41,10 @@ MAX_PEEKING: Final = 1024
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
 SERVED_IDLE: Final = 30.0
-"""Seconds a connection to a service of the gateway may be silent (RFC 7766 section 6.2.3 asks for a few at least)."""
+"""Seconds in which a connection to a service of the gateway has to move a byte (RFC 7766 section 6.2.3 asks for a few).
+
+It is closed then, and reset when it takes as long again for that.
+"""
 
 CONSULT_DEADLINE: Final = 30.0
 """Seconds after which a driver that does not answer for its hook counts as a refusal; its own deadline is shorter."""
@@ -87,32 +98,28 @@ class TcpFlows:
         )
         self._streams: dict[int, TcpFlow] = {}
         self._half_open: dict[int, TcpFlow] = {}
-        self._peeking: dict[int, TcpFlow] = {}
         self._time_wait: dict[int, TcpFlow] = {}
-        self._touched: list[TcpFlow] = []
+        self._peeking: dict[int, TcpFlow] = {}
         self._timers: Timers[TcpFlow] = Timers()
+        self._output = TcpOutput(self._timers)
+        self.touch = self._output.touch
 
     # -- from the guest --------------------------------------------------------------------------------------
 
-    def touch(self, flow: TcpFlow) -> None:
-        """This flow has something to say, or to be asked, at the end of the batch."""
-        if not flow.touched:
-            flow.touched = True
-            self._touched.append(flow)
-
     def reopens(self, flow: TcpFlow, sequence: int) -> bool:
-        """Whether a SYN may take the place of a connection in TIME-WAIT (RFC 9293 section 3.6.1, RFC 6191)."""
+        """Whether a SYN may take a connection's place: in TIME-WAIT (RFC 9293 section 3.6.1, RFC 6191), or closed."""
         connection = flow.connection
-        beyond = (sequence - connection.receive_buffer.next) & _MASK
-        return connection.state == st.TIME_WAIT and 0 <= beyond < _HALF
+        if connection.state == st.CLOSED:
+            return True  # it ended earlier in this batch
+        return connection.state == st.TIME_WAIT and (sequence - connection.receive_buffer.next) & _MASK < _HALF
 
     def open(self, syn: Syn, now: float) -> None:
-        """A SYN that belongs to no flow, or takes the place of one in TIME-WAIT."""
+        """A SYN that belongs to no flow, or takes the place of one that `reopens` names."""
         isn = self._initial_sequence(syn.key, now)
         old = self.table.get(syn.key)
         if old is not None:
-            # The new numbers must lie beyond the old ones, so that nobody takes one connection's segments for the
-            # other's.
+            self._settle(old, now)  # it may have ended in this batch, and the host has to hear of it
+            # The new numbers lie beyond the old ones: nobody may take one connection's segments for the other's.
             least = (old.connection.send_next + 1) & _MASK
             if (isn - least) & _MASK >= _HALF:
                 isn = (least + 64_000) & _MASK
@@ -195,7 +202,7 @@ class TcpFlows:
         self._outbox.frames.append(frame)
 
     def _unreachable(self, packet: bytes, code: int, now: float) -> bool:
-        message = self._errors.make(icmp.UNREACHABLE, code, packet, self._settings.gateway_ip, now)
+        message = self._errors.make(icmp.UNREACHABLE, code, quoted_whole(packet), self._settings.gateway_ip, now)
         if message is None:
             return False
         self._outbox.packets.append((packet[12:16], message))
@@ -215,6 +222,7 @@ class TcpFlows:
 
     def _evict_half_open(self, now: float) -> None:
         flow = next(iter(self._half_open.values()))
+        self._outbox.drop("tcp-half-open-evicted")
         flow.connection.abort()
         self._abandon(flow, "evicted", now)
 
@@ -230,6 +238,7 @@ class TcpFlows:
             return
         flow.limit_at = inf
         flow.upstream = True
+        flow.packet = b""
         if flow.inspection is None:
             flow.connection.accept(now)
         else:
@@ -319,22 +328,71 @@ class TcpFlows:
 
     def settle(self, now: float) -> None:
         """Turn what the guest did in this batch into effects."""
-        for flow in self._touched:
-            connection = flow.connection
-            buffer = connection.receive_buffer
+        for flow in self._output.touched:
+            self._settle(flow, now)
+
+    def _settle(self, flow: TcpFlow, now: float) -> None:
+        connection = flow.connection
+        buffer = connection.receive_buffer
+        if flow.state == GONE:
+            pass
+        elif flow.session is not None:
+            self._serve(flow, flow.session, now)
+        elif buffer.ready:
+            chunks, buffer.ready = buffer.ready, []
+            count = sum(map(len, chunks))
+            buffer.unsent += count
+            flow.sent += count
+            if flow.inspection is not None:
+                self._inspect(flow, flow.inspection, chunks, now)
+            elif flow.upstream:
+                self._outbox.effects.append(effects.SendStream(flow.id, chunks))
+        if connection.signals:
+            self._take_signals(flow, connection, now)
+
+    def _take_signals(self, flow: TcpFlow, connection: TcpConnection, now: float) -> None:
+        signals, connection.signals = connection.signals, 0
+        if flow.state == GONE:
+            if connection.state == st.CLOSED:
+                self._forget(flow)
+            return
+        if signals & st.OPENED:
+            self._half_open.pop(flow.id, None)
+            if flow.inspection is None:
+                flow.state = SPLICED
+                self._report_opened(flow)
             if flow.session is not None:
-                self._serve(flow, flow.session, now)
-            elif buffer.ready and flow.state != GONE:
-                chunks, buffer.ready = buffer.ready, []
-                count = sum(map(len, chunks))
-                buffer.unsent += count
-                flow.sent += count
-                if flow.inspection is not None:
-                    self._inspect(flow, flow.inspection, chunks, now)
-                elif flow.upstream:
-                    self._outbox.effects.append(effects.SendStream(flow.id, chunks))
-            if connection.signals:
-                self._take_signals(flow, connection, now)
+                flow.limit_at = now + SERVED_IDLE
+        if signals & (st.PEER_RESET | st.GAVE_UP):
+            self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
+            return
+        if signals & st.PEER_FINISHED:
+            self._guest_finished(flow, now)
+        if signals & st.ROOM and flow.paused and connection.room >= READ_AGAIN:
+            flow.paused = False
+            self._outbox.effects.append(effects.ReadStream(flow.id))
+        if signals & st.ENDED and flow.state != GONE:
+            if flow.session is None:
+                self._outbox.effects.append(effects.CloseStream(flow.id))
+            self._close(flow, "finished", now)
+            if connection.state == st.TIME_WAIT:
+                self._time_wait[flow.id] = flow
+            else:
+                self._forget(flow)
+
+    def _guest_finished(self, flow: TcpFlow, now: float) -> None:
+        if flow.state == PEEKING and flow.inspection is not None:
+            self._turn_away(flow, flow.inspection, flow.inspection.unfinished("closed-without-name"), now)
+        elif flow.session is not None:
+            flow.state = DRAINING
+            self._serve(flow, flow.session, now)
+        elif flow.upstream:
+            flow.state = DRAINING
+            self._outbox.effects.append(effects.ShutdownStream(flow.id))
+        else:
+            flow.guest_finished = True
+
+    # -- flows that have to say their name -------------------------------------------------------------------
 
     def _inspect(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
         """Bytes of a flow that has to say its name, or has said it and goes on being read."""
@@ -379,6 +437,7 @@ class TcpFlows:
             self._judge.refused(flow.question, verdict, "reset", now)
             self._release(flow)
             self._forget(flow)
+        self._timers.schedule(flow)
         self.touch(flow)
 
     def _dial(self, flow: TcpFlow, now: float) -> None:
@@ -414,88 +473,50 @@ class TcpFlows:
         flow.connection.finish()
         flow.limit_at = now + FAREWELL
 
-    def _take_signals(self, flow: TcpFlow, connection: TcpConnection, now: float) -> None:
-        signals, connection.signals = connection.signals, 0
-        if flow.state == GONE:
-            if connection.state == st.CLOSED:
-                self._forget(flow)
-            return
-        if signals & st.OPENED:
-            flow.packet = b""
-            self._half_open.pop(flow.id, None)
-            if flow.inspection is None:
-                flow.state = SPLICED
-                self._report_opened(flow)
-        if signals & (st.PEER_RESET | st.GAVE_UP):
-            self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
-            return
-        if signals & st.PEER_FINISHED:
-            self._guest_finished(flow, now)
-        if signals & st.ROOM and flow.paused and connection.room >= READ_AGAIN:
-            flow.paused = False
-            self._outbox.effects.append(effects.ReadStream(flow.id))
-        if signals & st.ENDED and flow.state != GONE:
-            if flow.session is None:
-                self._outbox.effects.append(effects.CloseStream(flow.id))
-            self._close(flow, "finished", now)
-            if connection.state == st.TIME_WAIT:
-                self._time_wait[flow.id] = flow
-            else:
-                self._forget(flow)
-
-    def _guest_finished(self, flow: TcpFlow, now: float) -> None:
-        if flow.state == PEEKING and flow.inspection is not None:
-            self._turn_away(flow, flow.inspection, flow.inspection.unfinished("closed-without-name"), now)
-        elif flow.session is not None:
-            flow.state = DRAINING
-            self._serve(flow, flow.session, now)
-        elif flow.upstream:
-            flow.state = DRAINING
-            self._outbox.effects.append(effects.ShutdownStream(flow.id))
-        else:
-            flow.guest_finished = True
+    # -- services of the gateway -----------------------------------------------------------------------------
 
     def _serve(self, flow: TcpFlow, session: Session, now: float) -> None:
         """Bytes to and from a service of our own; it gets no more before what it said has room."""
         connection = flow.connection
-        buffer = connection.receive_buffer
-        flow.limit_at = now + SERVED_IDLE
-        while flow.state != GONE:
+        ready = connection.receive_buffer.ready
+        before = flow.sent + flow.received
+        taken = 0
+        while not session.failed:
             while session.out and connection.room:
                 data = session.out.pop(0)
                 flow.received += len(data)
                 connection.write(data)
             if session.out:
-                return
-            if buffer.ready:
-                data = buffer.ready.pop(0)
+                break
+            session.more(now)
+            if not session.out:
+                if taken == len(ready):
+                    break
+                data = ready[taken]
+                taken += 1
                 flow.sent += len(data)
                 session.receive(data, now)
-            else:
-                session.more(now)
-            if session.failed:
-                connection.abort()
-                self._abandon(flow, "not understood", now)
-            elif not session.out and not buffer.ready:
-                if flow.state == DRAINING and session.idle:
-                    connection.finish()
-                return
+        del ready[:taken]
+        if session.failed:
+            connection.abort()
+            self._abandon(flow, "not understood", now)
+            return
+        if flow.sent + flow.received != before:
+            flow.limit_at = now + SERVED_IDLE
+        if flow.state == DRAINING and session.idle and not session.out and not ready:
+            connection.finish()
 
-    def output(self, frames: list[bytes], room: int, now: float) -> None:
-        """Append what connections have to send; about `room` frames of it, the rest waits for the next call."""
-        touched, self._touched = self._touched, []
-        for flow in touched:
-            flow.touched = False
-            start = len(frames)
-            if flow.connection.output(frames, max(0, room), now):
-                self.touch(flow)
-            room -= len(frames) - start
-            self._timers.schedule(flow)
+    def output(self, frames: list[bytes], room: int, now: float, held: Set[bytes] = frozenset()) -> None:
+        """Append what connections have to send, about `room` frames of it; the rest waits for the next call.
+
+        Guests whose MAC is in `held` are sent no data, whatever the room.
+        """
+        self._output.speak(frames, room, now, held)
 
     @property
     def waiting(self) -> bool:
-        """Whether something is left for the next `output`."""
-        return bool(self._touched)
+        """Whether data of guests that were not held is left for the next `output`."""
+        return self._output.waiting
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -515,7 +536,13 @@ class TcpFlows:
 
     def _out_of_time(self, flow: TcpFlow, now: float) -> None:
         if flow.session is not None:
-            flow.connection.finish()
+            if flow.state == SPLICED:
+                flow.state = DRAINING
+                flow.limit_at = now + SERVED_IDLE
+                flow.connection.finish()
+            else:
+                flow.connection.abort()
+                self._abandon(flow, "idle", now)
         elif flow.turned_away:
             flow.connection.abort()
             self._forget(flow)
@@ -577,6 +604,7 @@ class TcpFlows:
         )  # fmt: skip
 
     def _forget(self, flow: TcpFlow) -> None:
+        flow.forgotten = True
         self._time_wait.pop(flow.id, None)
         if self.table.get(flow.key) is flow:
             del self.table[flow.key]

@@ -22,7 +22,10 @@ def fold(total: int) -> int:
 
 
 def checksum(data: bytes | bytearray | memoryview, initial: int = 0) -> int:
-    """The checksum of `data`, with `initial` (an unfolded sum, a pseudo-header's say) added. 0 where the field in `data` is right."""
+    """The checksum of `data`, with `initial` (an unfolded sum, a pseudo-header's say) added.
+
+    It is 0 where the checksum in `data` is right.
+    """
     return fold(ones_sum(data) + initial)
 
 

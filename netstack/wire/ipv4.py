@@ -42,7 +42,8 @@ class Ipv4(NamedTuple):
 def parse(packet: bytes | memoryview, *, verify_checksum: bool) -> Ipv4 | str:
     """Read the header at the start of `packet`, which may be longer than the packet (Ethernet padding).
 
-    Returns a reason word instead when the header cannot be trusted. Source: RFC 791 section 3.1, RFC 1122 section 3.2.1.
+    Returns a reason word instead when the header cannot be trusted. Source: RFC 791 section 3.1, RFC 1122 section
+    3.2.1.
     """
     if len(packet) < HEADER:
         return "ip-truncated"
@@ -84,8 +85,9 @@ def build(
     flags_offset: int = 0,
     options: bytes = b"",
 ) -> bytes:
-    """A whole packet. `flags_offset` is the third 16-bit word's DF/MF bits and offset in 8-byte units; `options` a multiple of 4.
+    """A whole packet.
 
+    `flags_offset` is the third 16-bit word: DF and MF bits, and the offset in 8-byte units; `options` a multiple of 4.
     Raises ValueError when it would not fit 65,535 bytes.
     """
     header_length = HEADER + len(options)
@@ -100,4 +102,5 @@ def build(
 
 def format_address(address: bytes) -> str:
     """Dotted quad of a packed address."""
-    return "%d.%d.%d.%d" % tuple(address)
+    first, second, third, fourth = address
+    return f"{first}.{second}.{third}.{fourth}"

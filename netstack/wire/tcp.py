@@ -50,9 +50,6 @@ NO_OPTIONS: Final = TcpOptions()
 
 def parse_options(data: bytes) -> TcpOptions:
     """Read an options field. A malformed one ends the reading: what came before it counts (as Linux does it)."""
-    if len(data) == 12 and data.startswith(_TIMESTAMPS_LEAD):
-        # The layout RFC 7323 appendix A recommends, on every segment of a connection that uses time stamps.
-        return TcpOptions(timestamps=_TIMESTAMP_PAIR.unpack_from(data, 4))
     mss = window_scale = None
     sack_permitted = False
     timestamps: tuple[int, int] | None = None
@@ -81,6 +78,14 @@ def parse_options(data: bytes) -> TcpOptions:
             sack = tuple(_TIMESTAMP_PAIR.iter_unpack(value))[:4]
         position += length
     return TcpOptions(mss, window_scale, sack_permitted, timestamps, sack)
+
+
+def plain_timestamps(options: bytes) -> tuple[int, int] | None:
+    """The value and echo of an options field with nothing but time stamps, laid out as RFC 7323 appendix A advises."""
+    if len(options) != 12:
+        return None
+    lead, value, echo = _PADDED_TIMESTAMPS.unpack(options)
+    return (value, echo) if lead == _TIMESTAMPS_LEAD else None
 
 
 def build_syn_options(

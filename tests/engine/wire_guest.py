@@ -205,9 +205,9 @@ class VirtualWire:
         self.now = end
         self.flush()
 
-    def rests(self) -> bool:
-        """Whether the engine wants no more wake-ups."""
-        self.flush()
+    def rests(self, within: float = 0.0) -> bool:
+        """Whether the engine wants no more wake-ups after some seconds. What is over may still have one coming."""
+        self.wait(within)
         return self.stack.next_deadline() == math.inf
 
     # -- conversations -----------------------------------------------------------------------------------------------
