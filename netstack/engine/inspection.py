@@ -22,7 +22,7 @@ DEADLINE: Final = 5.0
 class Inspection:
     """One flow's inspection."""
 
-    __slots__ = ("_guard", "_judge", "_name", "_peek", "_protocol", "_question", "held")
+    __slots__ = ("_agrees", "_guard", "_judge", "_name", "_peek", "_protocol", "_question", "held")
 
     def __init__(self, judge: Judge, question: Question) -> None:
         self.held: list[bytes] = []
@@ -33,6 +33,7 @@ class Inspection:
         self._protocol = "other"
         self._name = ""
         self._guard: RequestGuard | None = None
+        self._agrees = True
 
     def feed(self, chunk: bytes) -> Verdict | None:
         """Take the next bytes; the verdict as soon as they tell, None while more are needed."""
@@ -47,6 +48,13 @@ class Inspection:
             return _refusal(outcome)
         return None
 
+    @classmethod
+    def of_named(cls, judge: Judge, question: Question) -> Inspection:
+        """For a flow whose address already says the name (synthetic answers): what it says itself has to agree."""
+        inspection = cls(judge, question)
+        inspection._agrees = False
+        return inspection
+
     def unfinished(self, reason: str) -> Verdict:
         """The verdict for a guest that says no more, or not soon enough."""
         return Verdict(REFUSE, self._protocol if self.held else "syn", reason)
@@ -58,9 +66,15 @@ class Inspection:
 
     def pass_on(self, chunks: list[bytes]) -> tuple[list[bytes], Verdict | None]:
         """What of the bytes of an allowed flow may be sent, the held ones first; and the refusal, if there is one."""
+        passed: list[bytes] = []
+        if not self._agrees:
+            for chunk in chunks:
+                refusal = self._compare(chunk)
+                if refusal is not None:
+                    return passed, refusal
+            chunks, self.held = self._agreed_bytes()
         if self._guard is None:
             return chunks, None
-        passed = []
         for chunk in chunks:
             data, refuse = self._guard.feed(chunk)
             if data:
@@ -68,6 +82,25 @@ class Inspection:
             if refuse is not None:
                 return passed, _refusal(refuse)
         return passed, None
+
+    def _agreed_bytes(self) -> tuple[list[bytes], list[bytes]]:
+        """What may go on now, and what is held on to."""
+        return (self.held, []) if self._agrees else ([], self.held)
+
+    def _compare(self, chunk: bytes) -> Verdict | None:
+        """A name in the first bytes has to be the one of the address; a protocol without names passes."""
+        if self._agrees:
+            self.held.append(chunk)
+            return None
+        verdict = self.feed(chunk)
+        if verdict is None:
+            return None
+        if verdict.allowed:
+            self.follow()
+        elif verdict.name or not (verdict.reason == "no-name" or self._protocol == "other"):
+            return verdict
+        self._agrees = True
+        return None
 
     def farewell(self, verdict: Verdict) -> tuple[bytes, str]:
         """What the guest is sent before its connection is closed, and the word for it; nothing means a reset."""

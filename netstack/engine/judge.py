@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from netstack.engine.events import FlowRefused, PolicyReplaced
 from netstack.engine.outbox import Outbox
 from netstack.engine.pins import Pins
-from netstack.engine.policy import Policy
-from netstack.engine.rules import TCP
+from netstack.engine.policy import SYNTHETIC, Policy
+from netstack.engine.rules import QUIC_PORT, TCP, UDP
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.verdict import ALLOW, REFUSE, Question, Verdict
+from netstack.engine.synthetic import SyntheticPool
+from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
+from netstack.engine.wildcard_limits import WildcardLimits
 
 MAX_TOLD: Final = 256
 """Refused destinations whose repetitions are counted one by one; those beyond are counted together (conformance F13)."""
@@ -18,6 +21,10 @@ FORGET_TOLD: Final = 300.0
 """Seconds after which the counting begins again."""
 
 _WORDS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+def _no_name(_address: bytes) -> str | None:
+    return None
 
 
 class Judge:
@@ -32,6 +39,10 @@ class Judge:
         self.loosens = False
         """The hook may allow what the policy refuses."""
         self.pins = Pins()
+        self.name_of: Callable[[bytes], str | None] = _no_name
+        """The name a synthetic address stands for (policy.md, synthetic answers)."""
+        self.wildcards = WildcardLimits()
+        self.synthetic = SyntheticPool(avoid=network.in_subnet)
         self._network = network
         self._outbox = outbox
         self._told: dict[tuple[int, tuple[bytes, int], str, str], int] = {}
@@ -50,14 +61,24 @@ class Judge:
     def first(self, question: Question, now: float) -> Verdict:
         """A TCP SYN, or the first datagram to a destination: what its address and port alone say."""
         address, port = question.destination
+        step = "syn" if question.protocol == TCP else "datagram"
+        if self.policy.settings.answers == SYNTHETIC:
+            name = self.name_of(address)
+            if name is not None:
+                verdict = self.policy.name(question.protocol, name, port, step=step, source="synthetic")
+                reads = question.protocol == UDP and port == QUIC_PORT  # its hello has to agree with the name
+                return verdict._replace(action=PEEK) if verdict.allowed and reads else verdict
         answered: list[str] = []
         if self.policy.rules.has_named_ports:
             answered = self.pins.names(question.guest[0], address, now)
-        step = "syn" if question.protocol == TCP else "datagram"
         return self.policy.connect(question.protocol, address, port, step=step, answered=answered)
 
     def named(self, question: Question, name: str, step: str, source: str) -> Verdict:
         """The first bytes of the flow say `name` (canonical)."""
+        if self.policy.settings.answers == SYNTHETIC:
+            expected = self.name_of(question.destination[0])
+            if expected is not None and expected != name:
+                return Verdict(REFUSE, step, "name-disagrees-with-address", "", name, source)
         return self.policy.name(question.protocol, name, question.destination[1], step=step, source=source)
 
     def echo(self, question: Question) -> Verdict:

@@ -20,6 +20,7 @@ from netstack.engine.echo_flows import EchoFlows
 from netstack.engine.effects import Effect
 from netstack.engine.fragments import MIN_MTU, Reassembler, fragment
 from netstack.engine.host_errors import HostErrors
+from netstack.engine.host_names import HostNames
 from netstack.engine.icmp_errors import IcmpErrors
 from netstack.engine.judge import Judge
 from netstack.engine.neighbours import Neighbours
@@ -80,6 +81,8 @@ class Stack:
         self.dhcp = DhcpServer(settings, report=outbox.report, drop=outbox.drop)
         self.neighbours = Neighbours(settings, drop=outbox.drop, holder=self.dhcp.holder)
         self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=mtu)
+        self.names = HostNames(self.dns.cache)
+        self.judge.name_of = self.dns.synthetic.name_of
         self._routes = Routes(settings)
         self._errors = IcmpErrors(settings, drop=outbox.drop)
         self._reassembler = Reassembler(drop=outbox.drop)
@@ -369,6 +372,10 @@ class Stack:
     def stream_opened(self, flow: int, now: float, address: bytes | None = None) -> None:
         """OpenStream or OpenNamed succeeded; `address` is the one of the name's addresses that answered."""
         self.tcp.opened(flow, now, address)
+
+    def dns_consulted(self, number: int, verdict: Verdict, now: float) -> None:
+        """What the hook says to ConsultDns: a verdict that allows or refuses."""
+        self._dns_port.consulted(number, verdict, now)
 
     def flow_consulted(self, question: Question, verdict: Verdict, now: float) -> None:
         """What the hook says to ConsultFlow: a verdict that allows or refuses."""

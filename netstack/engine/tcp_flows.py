@@ -239,10 +239,10 @@ class TcpFlows:
         flow.limit_at = inf
         flow.upstream = True
         flow.packet = b""
-        if flow.inspection is None:
+        flow.dialled = (address or flow.dialled[0], flow.dialled[1])
+        if flow.connection.state == st.LISTEN:
             flow.connection.accept(now)
-        else:
-            flow.dialled = (address or flow.dialled[0], flow.dialled[1])
+        elif flow.inspection is not None:
             flow.state = DRAINING if flow.guest_finished else SPLICED
             self._report_opened(flow)
             held, flow.inspection.held = flow.inspection.held, []
@@ -263,7 +263,7 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is None or flow.state != CONNECTING:
             return
-        code = _UNREACHABLE_CODES.get(failure) if flow.inspection is None else None
+        code = _UNREACHABLE_CODES.get(failure) if flow.connection.state == st.LISTEN else None
         if code is None or not self._unreachable(flow.packet, code, now):
             flow.connection.abort()
         self._close(flow, effects.FAILURE_WORDS[failure], now)
@@ -358,7 +358,7 @@ class TcpFlows:
             return
         if signals & st.OPENED:
             self._half_open.pop(flow.id, None)
-            if flow.inspection is None:
+            if flow.state == CONNECTING:
                 flow.state = SPLICED
                 self._report_opened(flow)
             if flow.session is not None:
@@ -432,7 +432,7 @@ class TcpFlows:
             self._dial(flow, now)
         elif flow.inspection is not None:
             self._turn_away(flow, flow.inspection, verdict, now)
-        else:
+        else:  # the SYN was not answered yet
             flow.connection.abort()
             self._judge.refused(flow.question, verdict, "reset", now)
             self._release(flow)
@@ -443,10 +443,13 @@ class TcpFlows:
     def _dial(self, flow: TcpFlow, now: float) -> None:
         flow.state = CONNECTING
         flow.limit_at = now + self._settings.dial_timeout
+        if flow.verdict.source == "synthetic":
+            flow.inspection = Inspection.of_named(self._judge, flow.question)
+        elif flow.inspection is not None:
+            flow.inspection.follow()
         if flow.inspection is None:
             self._outbox.effects.append(effects.OpenStream(flow.id, *flow.dialled))
         else:
-            flow.inspection.follow()
             self._outbox.effects.append(effects.OpenNamed(flow.id, flow.verdict.name, flow.dialled[1]))
 
     def _send_on(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:

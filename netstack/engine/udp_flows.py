@@ -130,7 +130,7 @@ class UdpFlows:
         verdict = judge.first(question, now)
         refusal = verdict if verdict.action == REFUSE and not judge.overrulable(verdict) else None
         if refusal is None:
-            if verdict.allowed and not judge.consults:
+            if verdict.allowed and not judge.consults and verdict.source != "synthetic":
                 return self._open(key, question, (dialled, datagram.destination_port), verdict, now)
             refusal = self._waiting.begin(key, question, verdict, dialled, held, now)
         if refusal is not None:

@@ -125,7 +125,7 @@ class WaitingDatagrams:
         flow = self._by_number.get(number)
         if flow is None:
             return None
-        if verdict.allowed and verdict.source == "quic":
+        if verdict.allowed and verdict.source in ("quic", "synthetic"):
             flow.verdict = verdict
             self._find(flow, verdict)
             return None

@@ -100,11 +100,12 @@ class Dialer:
 
     async def _ask(self, name: str, qtype: int) -> list[bytes]:
         now = trio.current_time()
-        known = self._stack.dns.known_addresses(name, qtype, now)
+        names = self._stack.names
+        known = names.known(name, qtype, now)
         if known is not None:
             return known
-        answer = await self._resolver.ask(self._stack.dns.host_question(name, qtype))
-        return self._stack.dns.learn_addresses(name, qtype, answer, trio.current_time())
+        answer = await self._resolver.ask(names.question(name, qtype))
+        return names.learn(name, qtype, answer, trio.current_time())
 
 
 async def _race(addresses: list[bytes], port: int) -> tuple[tuple[socket.socket, bytes] | None, int]:

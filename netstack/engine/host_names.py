@@ -1,0 +1,48 @@
+"""Names the gateway itself has to find the addresses of, because a flow is dialled by its name."""
+
+from __future__ import annotations
+
+from netstack.engine import dns_screen
+from netstack.engine.dns_cache import DnsCache, Key
+from netstack.wire import dns as wire
+
+
+def _wire_name(name: str) -> bytes:
+    return b"".join(bytes((len(label),)) + label.encode("ascii") for label in name.split(".")) + b"\0"
+
+
+class HostNames:
+    """Looks into the same cache the guests' answers come from: what a guest was just told costs no second question.
+
+    What the policy thinks of an address is for the dialer to ask, about each, when it dials.
+    """
+
+    def __init__(self, cache: DnsCache) -> None:
+        self._cache = cache
+
+    def known(self, name: str, qtype: int, now: float) -> list[bytes] | None:
+        """The addresses of a canonical name (`qtype` A or AAAA) out of the cache; None when upstream has to be asked."""
+        wire_name = _wire_name(name)
+        reply = self._cache.get(Key(wire_name, qtype, wire.CLASS_IN, False, False), now)
+        return None if reply is None else _addresses(reply, wire_name, qtype)
+
+    def question(self, name: str, qtype: int) -> bytes:
+        """The message to ask upstream; its id is to be replaced."""
+        question = wire.question_wire(_wire_name(name), qtype, wire.CLASS_IN)
+        return wire.question(0, wire.RD | wire.AD, question, wire.opt_record(wire.SAFE_UDP_SIZE))
+
+    def learn(self, name: str, qtype: int, message: bytes | None, now: float) -> list[bytes]:
+        """The addresses in upstream's answer, which goes into the cache; none when nobody answered."""
+        wire_name = _wire_name(name)
+        key = Key(wire_name, qtype, wire.CLASS_IN, False, False)
+        response = None if message is None else wire.parse_response(message)
+        if not isinstance(response, wire.Response) or response.name.lower() != wire_name or response.qtype != qtype:
+            return []
+        reply = wire.Reply(response.rcode, response.records, truncated=bool(response.flags & wire.TC))
+        self._cache.put(key, reply, now)
+        return _addresses(reply, wire_name, qtype)
+
+
+def _addresses(reply: wire.Reply, wire_name: bytes, qtype: int) -> list[bytes]:
+    screened = dns_screen.addresses(reply.records, wire_name, qtype, lambda _address: "")
+    return [] if screened is None or reply.rcode != wire.NOERROR else screened.addresses
