@@ -25,6 +25,15 @@ _SPECIAL_IPV4: Final = (
     (b"\xe0\x00\x00\x00", 4, "multicast"),
     (b"\xf0\x00\x00\x00", 4, "reserved"),  # RFC 1112 section 4, and 255.255.255.255
 )
+# The same by first byte, as (shift, number, word): most have none, and every address in a DNS answer is looked up.
+_SPECIAL_BY_FIRST_BYTE: Final = tuple(
+    tuple(
+        (32 - length, int.from_bytes(network, "big") >> (32 - length), word)
+        for network, length, word in _SPECIAL_IPV4
+        if first >> max(0, 8 - length) == network[0] >> max(0, 8 - length)
+    )
+    for first in range(256)
+)
 _METADATA_IPV4: Final = frozenset(
     {
         b"\xa8\x3f\x81\x10",  # 168.63.129.16, Azure
@@ -45,16 +54,18 @@ def is_metadata(address: bytes) -> bool:
 def kind(address: bytes) -> str:
     """`public`, or what it is instead.
 
-    That is: private, loopback, link-local, cgnat, multicast, reserved, metadata, unspecified, or embedded (a public IPv4
-    address written as an IPv6 one).
+    That is: private, loopback, link-local, cgnat, multicast, reserved, metadata, unspecified, or embedded (a public
+    IPv4 address written as an IPv6 one).
     """
     if len(address) == 4:
         if address in _METADATA_IPV4:
             return "metadata"
-        number = int.from_bytes(address, "big")
-        for network, length, word in _SPECIAL_IPV4:
-            if number >> (32 - length) == int.from_bytes(network, "big") >> (32 - length):
-                return word
+        special = _SPECIAL_BY_FIRST_BYTE[address[0]]
+        if special:
+            whole = int.from_bytes(address, "big")
+            for shift, number, word in special:
+                if whole >> shift == number:
+                    return word
         return "public"
     embedded = _embedded_ipv4(address)
     if embedded is not None:
