@@ -38,9 +38,15 @@ BADVERS: Final = 16
 
 A: Final = 1
 NS: Final = 2
+CNAME: Final = 5
 SOA: Final = 6
 PTR: Final = 12
+HINFO: Final = 13
+AAAA: Final = 28
+DNAME: Final = 39
 OPT: Final = 41
+SVCB: Final = 64
+HTTPS: Final = 65
 IXFR: Final = 251
 AXFR: Final = 252
 ANY: Final = 255
@@ -50,6 +56,8 @@ CLASS_ANY: Final = 255
 
 EXTENDED_ERROR: Final = 15
 """EDNS option code of RFC 8914."""
+FORGED_ANSWER: Final = 4
+BLOCKED: Final = 15
 
 _HEADER = Struct("!HHHHHH")
 _TYPE_CLASS = Struct("!HH")
@@ -258,6 +266,12 @@ def opt_record(udp_size: int, *, extended_rcode: int = 0, dnssec_ok: bool = Fals
 def extended_errors(edns: Edns) -> bytes:
     """The extended errors (RFC 8914) among the options, as options."""
     return b"".join(option for code, option in _split_options(edns.options or b"") or () if code == EXTENDED_ERROR)
+
+
+def extended_error(code: int, text: str) -> bytes:
+    """An extended error as an EDNS option (RFC 8914 section 2)."""
+    data = code.to_bytes(2, "big") + text.encode()
+    return _TYPE_CLASS.pack(EXTENDED_ERROR, len(data)) + data
 
 
 def record(name: bytes, rtype: int, ttl: int, data: bytes) -> bytes:
