@@ -40,12 +40,19 @@ class Key(NamedTuple):
     checking_disabled: bool
 
 
-class _Entry(NamedTuple):
-    reply: wire.Reply
-    ttls: list[int]
-    stored: float
-    expires: float
-    cost: int
+class Entry:
+    """One reply as it was kept. `ttls` of its records then, in seconds; `cost` in bytes."""
+
+    __slots__ = ("cost", "expires", "note", "reply", "stored", "ttls")
+
+    def __init__(self, reply: wire.Reply, ttls: list[int], stored: float, expires: float, cost: int) -> None:
+        self.reply = reply
+        self.ttls = ttls
+        self.stored = stored
+        self.expires = expires
+        self.cost = cost
+        self.note: object = None
+        """What a reader made of the reply, to be found again; it should not be larger than the reply."""
 
 
 class DnsCache:
@@ -59,13 +66,24 @@ class DnsCache:
         self.hits = 0
         self.misses = 0
         self.evicted = 0
-        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Key, Entry] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, key: Key, now: float) -> wire.Reply | None:
         """The reply kept for a question, its TTLs reduced by its age, or None."""
+        found = self.find(key, now)
+        if found is None:
+            return None
+        age = int(now - found.stored)
+        if not age or not found.ttls:
+            return found.reply
+        records = wire.with_ttls(found.reply.records, [ttl - age for ttl in found.ttls])
+        return found.reply._replace(records=records)
+
+    def find(self, key: Key, now: float) -> Entry | None:
+        """What is kept for a question, as it was when it was stored; counts as a lookup like `get`."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
@@ -76,11 +94,7 @@ class DnsCache:
             return None
         self.hits += 1
         self._entries.move_to_end(key)
-        age = int(now - entry.stored)
-        if not age or not entry.ttls:
-            return entry.reply
-        records = wire.with_ttls(entry.reply.records, [ttl - age for ttl in entry.ttls])
-        return entry.reply._replace(records=records)
+        return entry
 
     def put(self, key: Key, reply: wire.Reply, now: float) -> None:
         """Keep a reply if it may be kept; it replaces what was kept for that question."""
@@ -96,7 +110,7 @@ class DnsCache:
         while len(self._entries) >= self.max_entries or self.bytes_used + cost > self.max_bytes:
             self._drop(next(iter(self._entries)))
             self.evicted += 1
-        self._entries[key] = _Entry(kept, ttls, now, now + lifetime, cost)
+        self._entries[key] = Entry(kept, ttls, now, now + lifetime, cost)
         self.bytes_used += cost
 
     def clear(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple
 
 from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Drop
 from netstack.engine.outbox import Outbox
+from netstack.engine.verdict import Verdict
 from netstack.wire import ipv4, udp
 
 PORT: Final = 53
@@ -54,13 +55,27 @@ class DnsPort:
     def resolved(self, query: int, message: bytes | None, now: float) -> None:
         """What upstream said."""
         for token, answer in self._server.resolved(query, message, now):
-            if isinstance(token, _Datagram):
-                self._send(token, answer)
-            elif isinstance(token, int):
-                session = self._sessions.get(token)
-                if session is not None:
-                    session.answered(answer)
-                    self._wake(token)
+            self._deliver(token, answer)
+
+    def consulted(self, number: int, verdict: Verdict, now: float) -> None:
+        """What the hook said."""
+        result = self._server.consulted(number, verdict, now)
+        if result is None:
+            return
+        token, outcome = result
+        if isinstance(outcome, Answer):
+            self._deliver(token, outcome.message)
+        elif isinstance(outcome, Ask):
+            self._outbox.effects.append(outcome.effect)
+
+    def _deliver(self, token: Hashable, answer: bytes) -> None:
+        if isinstance(token, _Datagram):
+            self._send(token, answer)
+        elif isinstance(token, int):
+            session = self._sessions.get(token)
+            if session is not None:
+                session.answered(answer)
+                self._wake(token)
 
 
 class DnsSession:

@@ -17,22 +17,29 @@ or DO (RFC 6840 section 5.8).
 Over UDP an answer has at most the size the guest offers, 512 to 4096 bytes, and never more than fits one packet of the
 link: there is one hop, whose MTU we know, so nothing needs to be fragmented (RFC 9715 section 3.1). What does not fit
 is cut between records, with TC unless only additional records had to go (RFC 2181 section 9).
+
+All that is without a list. Under one, each question that is not for a local zone is ruled on first, and so is what
+upstream or the cache says to it (`dns_rulings`). Then nothing of the guest's own choosing leaves but name and type: the
+name goes upstream in lower case, since a choice of case is a channel, and DO stays here, since a guest cannot validate
+what a list has been applied to. TTLs are capped, records that do not belong to the question are left out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-import dns.name
 import dns.rcode
 import dns.rdatatype
 
 from netstack.engine.dns_cache import DnsCache, Key
-from netstack.engine.effects import ResolveUpstream
+from netstack.engine.dns_names import name_text
+from netstack.engine.dns_rulings import Admission, DnsRulings, Ruling, Told
+from netstack.engine.effects import ConsultDns, ResolveUpstream
 from netstack.engine.events import DnsEvent, Event
+from netstack.engine.judge import Judge
+from netstack.engine.verdict import Verdict
 from netstack.engine.zones import Zones
 from netstack.wire import dns as wire
 
@@ -46,7 +53,6 @@ MAX_UDP_ANSWER: Final = 4096
 
 _IP_AND_UDP: Final = 28
 _LENGTH: Final = 2
-_PLAIN_NAME: Final = re.compile(rb"[A-Za-z0-9_.-]+")
 
 
 class Answer(NamedTuple):
@@ -56,13 +62,13 @@ class Answer(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Carry this effect out and give its result to `resolved`; the client's answer comes from there."""
+    """Carry this effect out and give its result to `resolved` or `consulted`; the client's answer comes from there."""
 
-    effect: ResolveUpstream
+    effect: ResolveUpstream | ConsultDns
 
 
 class Wait(NamedTuple):
-    """Someone asked the same already; the client's answer comes from `resolved` too."""
+    """Someone asked the same already; the client's answer comes the same way."""
 
 
 class Drop(NamedTuple):
@@ -81,6 +87,13 @@ class _Client(NamedTuple):
     transport: Transport
     query: wire.Query
     asked: float
+    hook: Verdict | None = None
+    """What a hook said to it."""
+
+    @property
+    def place(self) -> tuple[Hashable, int]:
+        """By which a repetition is recognised."""
+        return self.token, self.query.id
 
 
 class _Upstream(NamedTuple):
@@ -94,11 +107,24 @@ class DnsServer:
     """One gateway's name server. Holds the cache and the questions under way; knows no address and no socket."""
 
     def __init__(
-        self, zones: Zones, report: Callable[[Event], None], *, mtu: int = 1500, cache: DnsCache | None = None
+        self,
+        zones: Zones,
+        report: Callable[[Event], None],
+        *,
+        judge: Judge,
+        mtu: int = 1500,
+        cache: DnsCache | None = None,
     ) -> None:
-        """`report` gets a DnsEvent for each answer; `mtu` is the largest IP packet towards the guest, bytes."""
+        """`report` gets a DnsEvent for each answer; `mtu` is the largest IP packet towards the guest, bytes.
+
+        `judge` holds the policy, and is told which addresses guests were given.
+        """
         self.zones = zones
         self.cache = DnsCache() if cache is None else cache
+        self.synthetic = judge.synthetic
+        """Which names the addresses stand for that guests were told, where the policy wants answers of that kind."""
+        self._rulings = DnsRulings(judge)
+        self._judge = judge
         self._report = report
         self._udp_limit = max(wire.MIN_UDP_SIZE, min(MAX_UDP_ANSWER, mtu - _IP_AND_UDP))
         self._upstream: dict[int, _Upstream] = {}
@@ -106,10 +132,12 @@ class DnsServer:
         self._waiting = 0
         self._waiting_of: dict[bytes, int] = {}
         self._last_query = 0
+        self._consulting: dict[int, _Client] = {}
+        self._consulting_at: dict[tuple[Hashable, int], int] = {}
 
     @property
     def waiting(self) -> int:
-        """Clients that wait for upstream."""
+        """Clients that wait for upstream or for a hook."""
         return self._waiting
 
     def ask(self, message: bytes, guest: bytes, transport: Transport, token: Hashable, now: float) -> Outcome:
@@ -140,15 +168,71 @@ class DnsServer:
         reply = self.zones.answer(name, query.qtype, query.qclass)
         if reply is not None:
             return Answer(self._answer(client, reply, "zone", now))
+        if self._judge.consults:
+            return self._consult(client, name, now)
+        return self._proceed(client, name, now)
+
+    def _proceed(self, client: _Client, name: bytes, now: float) -> Outcome:
+        """Answer a question that no local zone has anything to say to."""
+        query = client.query
+        unrestricted = self._judge.policy.unrestricted
+        admission = None
+        if not unrestricted:
+            ruled = self._rulings.question(name, query.qtype, query.qclass, client.hook)
+            if isinstance(ruled, Ruling):
+                return Answer(self._answer(client, ruled.reply, "policy", now, ruled.verdict))
+            admission = ruled
         if query.qtype in (wire.AXFR, wire.IXFR):
             # A transfer is a stream of messages between servers; there is nothing here to transfer (RFC 5936).
             return Answer(self._answer(client, wire.Reply(wire.REFUSED), "refused", now))
-        dnssec_ok = edns is not None and edns.dnssec_ok
-        key = Key(name, query.qtype, query.qclass, dnssec_ok, bool(flags & wire.CD))
+        dnssec_ok = unrestricted and query.edns is not None and query.edns.dnssec_ok
+        key = Key(name, query.qtype, query.qclass, dnssec_ok, bool(query.flags & wire.CD))
+        if admission is not None:
+            entry = self.cache.find(key, now)
+            if entry is not None:
+                told = self._rulings.told_again(admission, name, query.qtype, entry, now)
+                return Answer(self._tell(client, told, "cache", now))
+            refusal = self._rulings.leaves(admission, client.guest, query.qtype, now)
+            if refusal is not None:
+                return Answer(self._answer(client, refusal.reply, "policy", now, refusal.verdict))
+            return self._ask_upstream(client, key, name, now)
         reply = self.cache.get(key, now)
         if reply is not None:
-            return Answer(self._answer(client, reply, "cache", now))
-        return self._ask_upstream(client, key, now)
+            return Answer(self._answer(client, reply, "cache", now, client.hook))
+        return self._ask_upstream(client, key, query.name, now)
+
+    def _consult(self, client: _Client, name: bytes, now: float) -> Outcome:
+        """Ask the hook about a question that may go somewhere, or that it may let go somewhere."""
+        query = client.query
+        ruled = self._rulings.question(name, query.qtype, query.qclass)
+        if isinstance(ruled, Ruling) and not self._rulings.overrulable(ruled.verdict):
+            return Answer(self._answer(client, ruled.reply, "policy", now, ruled.verdict))
+        if client.place in self._consulting_at:
+            return _WAIT
+        if self._is_full(client.guest):
+            return Answer(self._answer(client, wire.Reply(wire.SERVFAIL), "refused", now))
+        self._count(client.guest, 1)
+        self._last_query += 1
+        number = self._last_query
+        self._consulting[number] = client
+        self._consulting_at[client.place] = number
+        return Ask(ConsultDns(number, client.guest, name_text(query.name), _type_word(query.qtype), ruled.verdict))
+
+    def consulted(self, number: int, verdict: Verdict, now: float) -> tuple[Hashable, Outcome] | None:
+        """What the hook said to `ConsultDns` of that number. Gives the client's token and what becomes of its question.
+
+        None for a number that is not under way.
+        """
+        client = self._consulting.pop(number, None)
+        if client is None:
+            return None
+        del self._consulting_at[client.place]
+        self._count(client.guest, -1)
+        query = client.query
+        if verdict.allowed:
+            return client.token, self._proceed(client._replace(hook=verdict), query.name.lower(), now)
+        refusal = self._rulings.refused(verdict, query.qtype, query.qclass)
+        return client.token, Answer(self._answer(client, refusal.reply, "policy", now, verdict))
 
     def resolved(self, query: int, message: bytes | None, now: float) -> list[tuple[Hashable, bytes]]:
         """What upstream said to `ResolveUpstream` number `query`, None when nobody answered.
@@ -164,20 +248,39 @@ class DnsServer:
         if recursive:
             # Without RD a server answers from what it has, with referrals: no answer for those who want recursion.
             self.cache.put(key, reply, now)
+        unrestricted = self._judge.policy.unrestricted
+        screened = None if unrestricted else self._rulings.screen(key.name, key.qtype, reply)
         answers: list[tuple[Hashable, bytes]] = []
         for client in upstream.clients.values():
             self._count(client.guest, -1)
-            answers.append((client.token, self._answer(client, reply, "upstream", now)))
+            if unrestricted:
+                answer = self._answer(client, reply, "upstream", now, client.hook)
+            else:
+                # Ruled on again: another policy may be in force by now.
+                ruled = self._rulings.question(key.name, key.qtype, key.qclass, client.hook)
+                if isinstance(ruled, Admission):
+                    told = self._rulings.told(ruled, key.name, key.qtype, reply, screened)
+                    answer = self._tell(client, told, "upstream", now)
+                else:
+                    answer = self._answer(client, ruled.reply, "policy", now, ruled.verdict)
+            answers.append((client.token, answer))
         return answers
 
-    def _ask_upstream(self, client: _Client, key: Key, now: float) -> Outcome:
+    def _tell(self, client: _Client, told: Told, source: str, now: float) -> bytes:
+        """The answer to an admitted question, as far as the guest may see it."""
+        if told.addresses:
+            self._judge.pins.answered(client.guest, told.verdict.name, told.addresses, told.ttl, now)
+        return self._answer(client, told.reply, source, now, told.verdict)
+
+    def _ask_upstream(self, client: _Client, key: Key, spelled: bytes, now: float) -> Outcome:
+        """`spelled` is how the name is written in the question upstream."""
         query = client.query
         recursive = bool(query.flags & wire.RD)
         number = self._by_key.get((key, recursive))
-        place = (client.token, query.id)
+        place = client.place
         if number is not None and place in self._upstream[number].clients:
             return _WAIT  # the guest repeats itself because it has no answer yet: it gets one
-        if self._waiting >= MAX_WAITING or self._waiting_of.get(client.guest, 0) >= MAX_WAITING_PER_GUEST:
+        if self._is_full(client.guest):
             return Answer(self._answer(client, wire.Reply(wire.SERVFAIL), "refused", now))
         self._count(client.guest, 1)
         if number is not None:
@@ -189,8 +292,11 @@ class DnsServer:
         self._by_key[key, recursive] = number
         flags = query.flags & (wire.RD | wire.CD) | wire.AD
         opt = wire.opt_record(wire.SAFE_UDP_SIZE, dnssec_ok=key.dnssec_ok)
-        question = wire.question_wire(query.name, query.qtype, query.qclass)
+        question = wire.question_wire(spelled, query.qtype, query.qclass)
         return Ask(ResolveUpstream(number, wire.question(0, flags, question, opt)))
+
+    def _is_full(self, guest: bytes) -> bool:
+        return self._waiting >= MAX_WAITING or self._waiting_of.get(guest, 0) >= MAX_WAITING_PER_GUEST
 
     def _count(self, guest: bytes, change: int) -> None:
         self._waiting += change
@@ -205,8 +311,10 @@ class DnsServer:
         self._report(DnsEvent(guest, "", "", transport, "refused", _rcode_word(rcode), 0, 0.0))
         return wire.response(ident, wire.QR | flags & (wire.OPCODE | wire.RD | wire.CD) | wire.RA | rcode, b"")
 
-    def _answer(self, client: _Client, reply: wire.Reply, source: str, now: float) -> bytes:
-        """Put a reply into the client's envelope and report it."""
+    def _answer(
+        self, client: _Client, reply: wire.Reply, source: str, now: float, verdict: Verdict | None = None
+    ) -> bytes:
+        """Put a reply into the client's envelope and report it: a refusal is counted here, and told of here only."""
         query, edns, tcp = client.query, client.query.edns, client.transport == "tcp"
         question = wire.question_wire(query.name, query.qtype, query.qclass)
         room = wire.MAX_MESSAGE
@@ -233,15 +341,19 @@ class DnsServer:
         self._report(
             DnsEvent(
                 client.guest,
-                _name_text(query.name),
+                name_text(query.name),
                 _type_word(query.qtype),
                 client.transport,
                 source,
                 _rcode_word(rcode),
                 reply.records.answers,
                 now - client.asked,
+                verdict,
             )
         )
+        if verdict is not None and not verdict.allowed:
+            refusals = self._judge.refusals
+            refusals[verdict.reason] = refusals.get(verdict.reason, 0) + 1
         return wire.response(query.id, flags, question, reply.records, opt)
 
 
@@ -307,19 +419,6 @@ def _fit(reply: wire.Reply, room: int, *, tcp: bool) -> wire.Reply:
         # The client came by TCP to have all of it; TC would only send it round again.
         return wire.Reply(wire.SERVFAIL)
     return reply
-
-
-def _name_text(name: bytes) -> str:
-    """A name as people write it, without the final dot; bytes that are no plain letters are escaped (RFC 4343)."""
-    parts = wire.labels(name)
-    text = b".".join(parts)
-    if (
-        text.isascii()
-        and text.replace(b".", b"").replace(b"-", b"").replace(b"_", b"").isalnum()
-        and text.count(b".") == len(parts) - 1
-    ):
-        return text.decode()
-    return dns.name.Name((*parts, b"")).to_text(omit_final_dot=True)
 
 
 @lru_cache(maxsize=512)

@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from netstack.engine import dns_server
 from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Drop, Outcome, Transport, Wait
 from netstack.engine.events import DnsEvent, Event
-from netstack.engine.settings import Zone, ZoneRecord
+from netstack.engine.judge import Judge
+from netstack.engine.outbox import Outbox
+from netstack.engine.policy import Policy, PolicySettings
+from netstack.engine.settings import NetworkSettings, Zone, ZoneRecord
 from netstack.engine.zones import Zones
 
 GUEST = b"\xc0\xa8\x7f\x02"
@@ -38,7 +41,9 @@ class Gateway:
 
     def __init__(self, *, mtu: int = 1500) -> None:
         self.events: list[DnsEvent] = []
-        self.server = DnsServer(Zones(ZONES), self._note, mtu=mtu)
+        network = NetworkSettings()
+        judge = Judge(Policy(PolicySettings(), network), network, Outbox())
+        self.server = DnsServer(Zones(ZONES), self._note, judge=judge, mtu=mtu)
         self.now = 100.0
 
     def _note(self, event: Event) -> None:

@@ -22,7 +22,10 @@ from hypothesis import strategies as st
 
 from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Transport
 from netstack.engine.events import Event
-from netstack.engine.settings import Zone, ZoneRecord
+from netstack.engine.judge import Judge
+from netstack.engine.outbox import Outbox
+from netstack.engine.policy import Policy, PolicySettings
+from netstack.engine.settings import NetworkSettings, Zone, ZoneRecord
 from netstack.engine.zones import Zones
 from netstack.gateway import resolver as module
 from netstack.gateway.resolver import (
@@ -733,7 +736,9 @@ class DnsGateway:
         zone = Zone(
             "containers.internal", (ZoneRecord("host", b"\xc0\xa8\x7f\xfe"), ZoneRecord("host", b"\xc0\xa8\x7f\xfd"))
         )
-        self.server = DnsServer(Zones([zone]), self.events.append)
+        network = NetworkSettings()
+        judge = Judge(Policy(PolicySettings(), network), network, Outbox())
+        self.server = DnsServer(Zones([zone]), self.events.append, judge=judge)
         self.resolver = Resolver(servers, servers_changed=self.server.cache.clear)
         self.nursery = nursery
         self.udp = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
