@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import struct
 import warnings
@@ -52,6 +53,19 @@ def openssl(name: bytes | None = b"example.com", *, version: int = 0, ech: bool 
     except SSL.WantReadError:
         return connection.bio_read(1 << 16)
     raise AssertionError("a handshake without a server")
+
+
+def heard_by_openssl(stream: bytes) -> list[bytes | None]:
+    """The names for which an OpenSSL server is asked to choose a certificate when it reads this."""
+    names: list[bytes | None] = []
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_tlsext_servername_callback(lambda connection: names.append(connection.get_servername()))
+    connection = SSL.Connection(context, None)
+    connection.set_accept_state()
+    connection.bio_write(stream)
+    with contextlib.suppress(SSL.Error):
+        connection.do_handshake()
+    return names
 
 
 def message_of(stream: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import io
 
 HEAD = b"GET /a HTTP/1.1\r\nHost: example.com\r\n\r\n"
@@ -41,6 +42,28 @@ def written(method: str, url: str, host: str = "example.com", **options: object)
     connection = _Recorded(host)
     connection.request(method, url, **options)
     return connection.sent
+
+
+class _Heard(http.server.BaseHTTPRequestHandler):
+    """http.server without a network: what it would have understood."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.rfile = io.BytesIO(stream)
+        self.wfile = io.BytesIO()
+        self.raw_requestline = self.rfile.readline(65537)
+        self.understood = self.parse_request()
+
+    def send_error(self, *_: object, **__: object) -> None:
+        pass
+
+
+def heard_by_http_server(stream: bytes) -> tuple[str, str, list[str]] | None:
+    """Method, target and all Host fields of a request as Python's http.server reads it; None when it refuses it."""
+    heard = _Heard(stream)
+    if not heard.understood:
+        return None
+    # It leaves blanks behind a value to its handlers.
+    return heard.command, heard.path, [value.strip(" \t") for value in heard.headers.get_all("Host", [])]
 
 
 REAL = (

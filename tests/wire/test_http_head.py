@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from netstack.wire.http_head import MAX_HEAD, HeadReader, RequestHead, RequestStream, http_refusal
 
-from .http_requests import HEAD, REAL, WEBSOCKET, get, written
+from .http_requests import HEAD, REAL, WEBSOCKET, get, heard_by_http_server, written
 
 
 def read(stream: bytes, *cuts: int) -> RequestHead | str | None:
@@ -297,6 +297,30 @@ def test_any_cuts_of_damaged_heads(data: st.DataObject) -> None:
     whole = read(bytes(stream))
     assert whole is None or isinstance(whole, RequestHead | str)
     assert read(bytes(stream), *cuts) == read_singly(bytes(stream)) == whole
+
+
+@given(data=st.data())
+def test_a_server_reads_the_same_or_nothing(data: st.DataObject) -> None:
+    """Whatever is done to a head: when it is taken for a request, Python's server takes it for no other."""
+    stream = bytearray(data.draw(st.sampled_from(REAL)))
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(stream)))
+        stream[at : at + data.draw(st.integers(0, 1))] = data.draw(
+            st.sampled_from(
+                [b"\r", b"\n", b"\r\n", b"\0", b" ", b":", b"\t", b"\r\nHost: evil.example", b"@", b"http://b"]
+            )
+        )
+    head = read(bytes(stream))
+    if isinstance(head, RequestHead):
+        host = head.host + (b":%d" % head.port if head.port else b"")
+        target = head.target.decode()
+        # It takes leading slashes together, against open redirects.
+        target = "/" + target.lstrip("/") if target.startswith("//") else target
+        assert heard_by_http_server(bytes(stream)) in (None, (head.method, target, [host.decode()] if host else []))
+
+
+def test_a_server_reads_what_is_read() -> None:
+    assert heard_by_http_server(HEAD) == ("GET", "/a", ["example.com"])
 
 
 @given(st.binary(max_size=300))

@@ -322,6 +322,31 @@ def test_real_hellos_with_damage(data: st.DataObject) -> None:
     check(bytes(hello))
 
 
+@given(data=st.data())
+def test_a_server_hears_the_same_name_or_none(data: st.DataObject) -> None:
+    """Whatever is done to a hello: when it is taken for a name, OpenSSL's server takes it for no other."""
+    message = bytearray(hellos.message_of(data.draw(st.sampled_from(REAL))))
+    name = message.find(b"example.com")
+    # Close to the name and its lengths, in the lengths before it, or anywhere.
+    places = st.integers(name - 12, name + 20) if name > 0 else st.integers(0, 100)
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(places | st.integers(0, 80) | st.integers(0, 4095)) % len(message)
+        message[place] = data.draw(st.sampled_from(b"\x00\x01\x02.a ") | st.integers(0, 255))
+    if data.draw(st.booleans()):
+        other = server_name(b"evil.example")
+        at = data.draw(places) % len(message)
+        message[at:at] = other
+    stream = records(bytes(message), data.draw(st.lists(st.integers(1, 2000), max_size=5)))
+    result = read(stream)
+    if isinstance(result, ClientHello):
+        assert hellos.heard_by_openssl(stream) in ([], [result.server_name])
+
+
+def test_openssl_hears_what_is_read() -> None:
+    for stream in REAL:
+        assert hellos.heard_by_openssl(stream) == [b"example.com"]
+
+
 def test_each_length_field_at_its_limits() -> None:
     hello = message(NAME, extension(16, b"\x00\x03\x02h2"))
     at = hello.index(NAME)
