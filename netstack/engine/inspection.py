@@ -57,6 +57,7 @@ class Inspection:
 
     def unfinished(self, reason: str) -> Verdict:
         """The verdict for a guest that says no more, or not soon enough."""
+        self._protocol = self._peek.protocol or "other"
         return Verdict(REFUSE, self._protocol if self.held else "syn", reason)
 
     def follow(self) -> None:
