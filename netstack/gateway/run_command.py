@@ -285,7 +285,7 @@ def _tell_what_runs(network: NetworkSettings, attachments: Attachments) -> None:
     try:
         open_ping_socket().close()
     except OSError as error:
-        log.info("no ping sockets on this host (%s): pings beyond the gateway are answered as prohibited", error.strerror)
+        log.info("no ping sockets on this host (%s): pings beyond the gateway are prohibited", error.strerror)
 
 
 async def _serve_until_told(config: RunConfig) -> None:
