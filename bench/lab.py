@@ -50,7 +50,7 @@ def _die_with_parent() -> None:
 def run(*argv: str, seconds: float = START_SECONDS) -> str:
     """Run a short command and return its output. Raises BenchError when it fails or takes longer than `seconds`."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
     except FileNotFoundError as error:
         raise BenchError(f"{argv[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:

@@ -180,9 +180,9 @@ def _gvproxy_version() -> str:
 def _netstack_version() -> str:
     if not (ROOT / "netstack" / "__main__.py").exists():
         raise BenchError("netstack has no command in this checkout")
-    said = run(sys.executable, "-c", "import importlib.metadata as m; print(m.version('netstack'))").strip()
+    said = run(sys.executable, "-m", "netstack", "--version").strip()
     commit = run("git", "-C", str(ROOT), "describe", "--always", "--dirty").strip() if (ROOT / ".git").exists() else ""
-    return f"netstack {said} {commit}".strip()
+    return f"{said} {commit}".strip()
 
 
 def _kernel_version() -> str:

@@ -1,10 +1,12 @@
 """How frames are kept apart on a byte stream: a length in front of each. Bytes in, frames out; no I/O.
 
-The reader owns one buffer that is read into and never grows; a frame is copied once, out of it.
+The reader owns one buffer that is read into and never grows; a frame is copied once, out of it. The buffer is a
+mapping of its own: what no burst has touched yet costs no memory.
 """
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -38,8 +40,7 @@ class FrameReader:
         self._framing = framing
         self._name = name
         # Room for one read behind the longest possible piece of a frame.
-        self._buffer = bytearray(size + framing.longest + framing.prefix.size)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(mmap.mmap(-1, size + framing.longest + framing.prefix.size))
         self._size = size
         self._start = 0
         self._end = 0
@@ -48,11 +49,11 @@ class FrameReader:
         """Where the next bytes are to be read to; call it once `take` had nothing more to give."""
         if self._start == self._end:
             self._start = self._end = 0
-        elif len(self._buffer) - self._end < self._size // 2:
+        elif len(self._view) - self._end < self._size // 2:
             # What is left is a piece of one frame. It moves once in half a buffer of bytes: linear, however small the
             # reads.
-            piece = self._buffer[self._start : self._end]
-            self._buffer[: len(piece)] = piece
+            piece = bytes(self._view[self._start : self._end])
+            self._view[: len(piece)] = piece
             self._start, self._end = 0, len(piece)
         return self._view[self._end : self._end + self._size]
 

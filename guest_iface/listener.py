@@ -12,13 +12,18 @@ from typing import Final, Self
 import trio
 
 from guest_iface.link import Link, LinkClosed, LinkError, Listener
+from guest_iface.transmit import QueuedLink
 from guest_iface.unix_socket import BoundPath, bind_unix
 
 BACKLOG: Final = 16
+MAX_GUESTS: Final = 64
+"""Links of one listener that are open at once: as many as the switch's table has room for. Further guests are hung up
+on.
+"""
 RETRY_PAUSE: Final = 0.1
 """Seconds until the next try after a failed one."""
 
-LinkMaker = Callable[[socket.socket, str], Link]
+LinkMaker = Callable[[socket.socket, str], QueuedLink]
 """Makes a link of an accepted connection and a name: `StreamLink.from_socket`, `SeqpacketLink`, `VpnkitLink`."""
 
 
@@ -32,6 +37,9 @@ class SocketListener(Listener):
         self._make_link = make_link
         self._bound = bound
         self._accepted = 0
+        self._links: list[QueuedLink] = []
+        self.refused = 0
+        """Guests that were hung up on, because MAX_GUESTS were there."""
         self._closed = False
         sock.setblocking(False)
         sock.listen(BACKLOG)
@@ -81,8 +89,14 @@ class SocketListener(Listener):
                 # passes.
                 await trio.sleep(RETRY_PAUSE)
             else:
+                self._links = [link for link in self._links if not link.closed]
+                if len(self._links) >= MAX_GUESTS:
+                    self.refused += 1
+                    connection.close()
+                    continue
                 self._accepted += 1
-                return self._make_link(connection, f"{self.name} guest {self._accepted}")
+                self._links.append(self._make_link(connection, f"{self.name} guest {self._accepted}"))
+                return self._links[-1]
         raise LinkClosed(f"{self.name}: no longer listening")
 
     def close(self) -> None:

@@ -94,6 +94,10 @@ class Switch:
         unknown port.
         """
         del self._ports[port]
+        return self.forget(port)
+
+    def forget(self, port: int) -> list[bytes]:
+        """Another guest has come to this port: the MACs that were bound to it, which are now free for others."""
         gone = [mac for mac, station in self._table.items() if station.port == port]
         for mac in gone:
             del self._table[mac]

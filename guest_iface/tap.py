@@ -59,7 +59,8 @@ class TapLink(PacketLink):
     def _read_failed(self, error: OSError) -> None:
         if error.errno in _DEVICE_GONE:
             self._fail("the device is gone")
-        elif error.errno != errno.EIO:  # EIO: taken down, and may come up again
+            self._discard_queue()
+        else:
             super()._read_failed(error)
 
     def _write_failed(self, error: OSError) -> str:

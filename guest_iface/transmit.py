@@ -193,6 +193,11 @@ class QueuedLink(Link):
         if not self.backlog:
             self._drained.unpark_all()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """See Link."""
         if self._closed:
@@ -275,6 +280,7 @@ class PacketLink(QueuedLink):
     def _read_failed(self, error: OSError) -> None:
         """A read failed otherwise than for want of frames. By default that is the end of the link."""
         self._fail(str(error.strerror))
+        self._discard_queue()
 
     def _write_failed(self, error: OSError) -> str:
         """A write failed: the reason to count. By default no further frame can go there."""

@@ -215,11 +215,16 @@ class UnixgramLink(PacketLink):
                 self._look_at_guest(process_ended=process_ended)
 
     async def _wait_process_end(self) -> bool:
+        guest = self.counters.guests
         if self._pidfd < 0:
             await trio.sleep_forever()
         try:
             await trio.lowlevel.wait_readable(self._pidfd)
         except trio.ClosedResourceError:
+            return False
+        if self._pidfd < 0 or self.counters.guests != guest:
+            # A refused write told of the same death while we were waiting our turn: the descriptor is closed already,
+            # or it is the next guest's.
             return False
         os.close(self._pidfd)
         self._pidfd = -1

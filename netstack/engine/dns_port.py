@@ -22,6 +22,13 @@ class _Datagram(NamedTuple):
     address: bytes
 
 
+class _Question(NamedTuple):
+    """One question of a TCP connection: a client may ask two with the same id, and is owed two answers."""
+
+    flow: int
+    number: int
+
+
 class DnsPort:
     """The name server's two doors."""
 
@@ -71,11 +78,11 @@ class DnsPort:
     def _deliver(self, token: Hashable, answer: bytes) -> None:
         if isinstance(token, _Datagram):
             self._send(token, answer)
-        elif isinstance(token, int):
-            session = self._sessions.get(token)
+        elif isinstance(token, _Question):
+            session = self._sessions.get(token.flow)
             if session is not None:
                 session.answered(answer)
-                self._wake(token)
+                self._wake(token.flow)
 
 
 class DnsSession:
@@ -93,6 +100,7 @@ class DnsSession:
         self._stream = DnsStream()
         self._waiting: deque[bytes] = deque()
         self._upstream = 0
+        self._asked = 0
         self._ended = ended
 
     @property
@@ -108,7 +116,9 @@ class DnsSession:
     def more(self, now: float) -> None:
         """Answer what waits, until there is an answer to send: a guest that does not read is not answered further."""
         while self._waiting and not self.out and not self.failed:
-            outcome = self._server.ask(self._waiting.popleft(), self._guest, "tcp", self._flow, now)
+            self._asked += 1
+            token = _Question(self._flow, self._asked)
+            outcome = self._server.ask(self._waiting.popleft(), self._guest, "tcp", token, now)
             if type(outcome) is Answer:
                 self.out.append(DnsStream.frame(outcome.message))
             elif type(outcome) is Drop:

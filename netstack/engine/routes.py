@@ -31,6 +31,7 @@ class Routes:
     def __init__(self, settings: NetworkSettings) -> None:
         self._settings = settings
         self._own = frozenset({settings.gateway_ip}) | settings.virtual_ips
+        self._broadcasts = frozenset({settings.broadcast_ip, b"\xff\xff\xff\xff"})
 
     def lookup(self, address: bytes) -> Route:
         """The route of a packed destination address, judged before NAT."""
@@ -41,7 +42,7 @@ class Routes:
         if address in self._own:
             return Route(OWN, address)
         first = address[0]
-        if 224 <= first < 240 or address in (settings.broadcast_ip, b"\xff\xff\xff\xff"):
+        if 224 <= first < 240 or address in self._broadcasts:
             return Route(GROUP, address)
         if settings.in_subnet(address):
             return Route(UNUSED, address)

@@ -204,7 +204,7 @@ class Stack:
             return "ip-source-route"
         if source == settings.gateway_ip or source in settings.virtual_ips:
             return "ip-source-is-gateway"
-        if not settings.in_subnet(source) or source in (settings.subnet, settings.broadcast_ip):
+        if not settings.in_subnet(source) or source == settings.subnet or source in self._broadcasts:
             # DHCP clients have no address yet (RFC 2131 section 4.1), a link-local one, or one of a network they left.
             return None if self._is_for_dhcp(packet, header) else "ip-source-off-subnet"
         self.neighbours.learn(source, mac, now)

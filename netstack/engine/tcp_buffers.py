@@ -5,7 +5,7 @@ Positions are sequence numbers that never wrap (a Python int grows); the connect
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from typing import Final
 
@@ -13,6 +13,7 @@ MAX_PIECES: Final = 4096
 """Out-of-order pieces kept per connection: a 4 MiB window of 1,024-byte segments with its first one missing."""
 MAX_SACKED_RANGES: Final = 512
 """Ranges kept in a scoreboard; a guest that acknowledges every other byte gains nothing by naming more."""
+_RECENT: Final = 8
 _SMALL_CHUNK: Final = 2048
 
 
@@ -23,19 +24,9 @@ class ReceiveBuffer:
     """
 
     __slots__ = (
-        "_grown_at",
-        "_pieces",
-        "_recent",
-        "_starts",
-        "edge",
-        "limit",
-        "limit_max",
-        "mss",
-        "next",
-        "ready",
-        "shift",
-        "unsent",
-    )
+        "_ends", "_grown_at", "_pieces", "_recent", "_runs", "edge", "gaps", "limit", "limit_max", "mss", "next",
+        "ready", "shift", "unsent",
+    )  # fmt: skip
 
     def __init__(self, start: int, limit: int, limit_max: int, shift: int, mss: int) -> None:
         """`limit` and `limit_max`: what may wait here at first and at most, bytes; `shift`: window scale, 0..14."""
@@ -52,100 +43,116 @@ class ReceiveBuffer:
         self.shift = shift
         self.mss = mss
         self._grown_at = start
-        self._starts: list[int] = []
-        self._pieces: list[bytes] = []
-        self._recent = start
-
-    @property
-    def has_gaps(self) -> bool:
-        """Whether anything waits beyond a missing byte."""
-        return bool(self._starts)
+        # What waits beyond a gap, as ranges that neither overlap nor touch: [start, end) and the pieces that fill it.
+        self.gaps: list[int] = []
+        """Where each range beyond a gap starts; empty while everything came in order."""
+        self._ends: list[int] = []
+        self._runs: list[list[bytes]] = []
+        self._pieces = 0
+        self._recent: list[int] = []
 
     def insert(self, position: int, data: bytes) -> bool:
         """Take `data` at `position` (at or beyond `next`); returns whether `next` moved.
 
         A piece beyond MAX_PIECES is not kept; the guest will send it again.
         """
-        if position > self.next:
-            self._keep(position, data)
-            return False
-        data = data[self.next - position :] if position < self.next else data
         if not data:
             return False
-        if not self._starts:
+        if position > self.next:
+            if self._pieces < MAX_PIECES:
+                self._keep(position, data)
+            return False
+        end = self.next + len(data)
+        if not self.gaps or end < self.gaps[0]:
             self.ready.append(data)
-            self.next += len(data)
+            self.next = end
             return True
-        self._keep(self.next, data, filling=True)
-        taken = 0
-        for start, piece in zip(self._starts, self._pieces, strict=True):
-            if start != self.next:
-                break
-            self.ready.append(piece)
-            self.next += len(piece)
-            taken += 1
-        del self._starts[:taken], self._pieces[:taken]
-        return taken > 0
+        self._keep(position, data)
+        self.ready += self._runs[0]
+        self.next = self._ends[0]
+        self._pieces -= len(self._runs[0])
+        del self.gaps[0], self._ends[0], self._runs[0]
+        return True
 
-    def _keep(self, position: int, data: bytes, *, filling: bool = False) -> None:
-        """Store the parts of `data` that are not there yet, between the pieces that are."""
-        index = bisect_left(self._starts, position)
-        if index:
-            before_end = self._starts[index - 1] + len(self._pieces[index - 1])
-            if before_end > position:
-                data = data[before_end - position :]
-                position = before_end
-        while data:
-            following = self._starts[index] if index < len(self._starts) else None
-            room = len(data) if following is None else min(len(data), following - position)
-            if room:
-                if len(self._starts) >= MAX_PIECES and not filling:
-                    return
-                self._starts.insert(index, position)
-                self._pieces.insert(index, data[:room])
-                self._recent = position
-                index += 1
-            if following is None or room == len(data):
-                return
-            skip = room + len(self._pieces[index])
-            position, data = position + skip, data[skip:]
-            index += 1
+    def _keep(self, position: int, data: bytes) -> None:
+        """Store the parts of `data` that are not there yet, and join the ranges they connect."""
+        starts, ends, runs = self.gaps, self._ends, self._runs
+        start, end = position, position + len(data)
+        first = bisect_left(ends, start)  # the first range that [start, end) overlaps or touches,
+        last = bisect_right(starts, end)  # and the first one beyond
+        run: list[bytes] = []
+        reached = start
+        for index in range(first, last):
+            left = starts[index]
+            if left > reached:
+                run.append(data[reached - start : left - start])
+                self._pieces += 1
+            if run:
+                run += runs[index]
+            else:
+                run = runs[index]
+                position = left
+            reached = ends[index]
+        if end > reached:
+            run.append(data[reached - start :])
+            self._pieces += 1
+            reached = end
+        starts[first:last] = [position]
+        ends[first:last] = [reached]
+        runs[first:last] = [run]
+        others = [other for other in self._recent if not position <= other < reached]
+        self._recent = [start, *others[: _RECENT - 1]]
+
+    def mark(self, position: int) -> None:
+        """Note that there is something at `position`, which has no bytes: a FIN beyond a gap keeps its place."""
+        if position > self.next and position != self.highest:
+            self._keep(position, b"")
+
+    def holds(self, position: int, end: int) -> bool:
+        """Whether all of [position, end) waits beyond a gap."""
+        index = bisect_right(self.gaps, position) - 1
+        return index >= 0 and self._ends[index] >= end
 
     def sack_blocks(self, limit: int) -> list[tuple[int, int]]:
         """Up to `limit` ranges held beyond `next`, the one that changed last first (RFC 2018 section 4)."""
-        ranges: list[tuple[int, int]] = []
-        for start, piece in zip(self._starts, self._pieces, strict=True):
-            if ranges and ranges[-1][1] == start:
-                ranges[-1] = (ranges[-1][0], start + len(piece))
-            else:
-                ranges.append((start, start + len(piece)))
-        recent = self._recent
-        # The block of the newest segment first, then the highest ones: they are the ones a sender has yet to hear of.
-        ranges.sort(key=lambda block: (not block[0] <= recent < block[1], -block[0]))
-        return ranges[:limit]
+        blocks: list[tuple[int, int]] = []
+        for position in self._recent:
+            index = bisect_right(self.gaps, position) - 1
+            if index >= 0 and position < self._ends[index] and len(blocks) < limit:
+                blocks.append((self.gaps[index], self._ends[index]))
+        return blocks
+
+    @property
+    def highest(self) -> int:
+        """The position after the last byte that was kept."""
+        return self._ends[-1] if self._ends else self.next
 
     def offered(self) -> int:
-        """The window we could offer now: what may wait here less what the host has not taken."""
+        """The window we could offer now: what may wait here less what waits; below 0 if that is more."""
         waiting = self.unsent + (sum(map(len, self.ready)) if self.ready else 0)
-        return max(0, self.limit - waiting)
+        return self.limit - waiting
 
     def advertise(self) -> int:
         """The window for the next segment, as it goes on the wire; never takes back what was offered."""
         receive = self.next
-        # The host kept up with a whole buffer since the last time: give the guest twice as much.
-        if receive - self._grown_at > self.limit and not self.unsent:
+        # A whole buffer has gone through since the last time, and the host kept up: give the guest twice as much.
+        if receive - self._grown_at > self.limit and 2 * self.unsent <= self.limit:
             self._grown_at = receive
             self.limit = min(2 * self.limit, self.limit_max)
-        edge = receive + self.offered()
+        offered = self.offered()
+        edge = receive + offered
         # Receiver's silly window avoidance (RFC 9293 section 3.8.6.2.2): no small steps of the right edge.
         if edge - self.edge < min(self.limit // 2, self.mss):
             edge = self.edge
-        window = min((edge - receive) >> self.shift, 0xFFFF)
-        self.edge = max(self.edge, receive + (window << self.shift))
-        # Rounding down must not take back what was offered before (RFC 7323 section 2.4).
-        if receive + (window << self.shift) < self.edge and window < 0xFFFF:
-            window += 1
-            self.edge = receive + (window << self.shift)
+        shift = self.shift
+        window = min((edge - receive) >> shift, 0xFFFF)
+        # Rounding down would take back a little of what was offered (RFC 7323 section 2.4), rounding up gives a little
+        # away each time: up, until a guest that counts on it has got a quarter more than there is room for.
+        if receive + (window << shift) < self.edge and window < 0xFFFF:
+            rounded = receive + (window + 1 << shift)
+            if rounded - receive - offered <= self.limit >> 2:
+                window += 1
+        self.edge = max(self.edge, receive + (window << shift))
         return window
 
     def window_opened(self) -> bool:
@@ -155,8 +162,10 @@ class ReceiveBuffer:
 
     def clear(self) -> None:
         """Forget what waits beyond a gap: nothing will fill it any more."""
-        self._starts = []
-        self._pieces = []
+        self.gaps = []
+        self._ends = []
+        self._runs = []
+        self._pieces = 0
 
 
 class SendBuffer:
@@ -222,51 +231,49 @@ class SendBuffer:
 
 
 class Scoreboard:
-    """What the guest has selectively acknowledged (RFC 2018), and what RFC 6675 concludes from it."""
+    """What the guest has selectively acknowledged beyond SND.UNA (RFC 2018): ranges that neither overlap nor touch."""
 
-    __slots__ = ("_ranges", "sacked")
+    __slots__ = ("_ends", "_starts", "sacked")
 
     def __init__(self) -> None:
-        self._ranges: list[tuple[int, int]] = []
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         self.sacked = 0
         """Bytes acknowledged beyond SND.UNA."""
 
     def add(self, left: int, right: int) -> int:
         """Note that [left, right) arrived; returns how many bytes of it are news."""
-        ranges = self._ranges
-        first = bisect_left(ranges, (left, left))
-        if first and ranges[first - 1][1] >= left:
-            first -= 1
-        last = first
-        held = 0
-        while last < len(ranges) and ranges[last][0] <= right:
-            held += ranges[last][1] - ranges[last][0]
-            last += 1
-        if first == last and len(ranges) >= MAX_SACKED_RANGES:
-            return 0
-        if first < last:
-            left, right = min(left, ranges[first][0]), max(right, ranges[last - 1][1])
-        ranges[first:last] = [(left, right)]
+        starts, ends = self._starts, self._ends
+        first = bisect_left(ends, left)
+        last = bisect_right(starts, right)
+        if first == last:
+            if len(starts) >= MAX_SACKED_RANGES:
+                return 0
+            held = 0
+        else:
+            held = sum(ends[first:last]) - sum(starts[first:last])
+            left, right = min(left, starts[first]), max(right, ends[last - 1])
+        starts[first:last] = [left]
+        ends[first:last] = [right]
         news = right - left - held
         self.sacked += news
         return news
 
     def acknowledge(self, position: int) -> None:
         """SND.UNA moved to `position`."""
-        ranges = self._ranges
-        while ranges and ranges[0][0] < position:
-            left, right = ranges[0]
-            if right > position:
-                ranges[0] = (position, right)
-                self.sacked -= position - left
-                return
-            self.sacked -= right - left
-            del ranges[0]
+        starts, ends = self._starts, self._ends
+        gone = bisect_right(ends, position)
+        if gone:
+            self.sacked -= sum(ends[:gone]) - sum(starts[:gone])
+            del starts[:gone], ends[:gone]
+        if starts and starts[0] < position:
+            self.sacked -= position - starts[0]
+            starts[0] = position
 
     @property
     def highest(self) -> int:
         """The end of the highest range; 0 when nothing was acknowledged selectively."""
-        return self._ranges[-1][1] if self._ranges else 0
+        return self._ends[-1] if self._ends else 0
 
     def loss_edge(self, mss: int) -> int:
         """Bytes not acknowledged below this position count as lost (RFC 6675 section 4, IsLost); 0 for none.
@@ -274,34 +281,39 @@ class Scoreboard:
         That is where three separate ranges, or more than two full segments, were acknowledged above.
         """
         above = 0
-        for count, (left, right) in enumerate(reversed(self._ranges), 1):
-            above += right - left
-            if count == 3 or above > 2 * mss:
+        for index in range(1, len(self._starts) + 1):
+            left = self._starts[-index]
+            above += self._ends[-index] - left
+            if index == 3 or above > 2 * mss:
                 return left
         return 0
 
     def hole_at(self, position: int, limit: int) -> tuple[int, int] | None:
         """The first stretch at or after `position` and before `limit` that is not acknowledged."""
-        for left, right in self._ranges:
-            if position < left:
-                return (position, min(left, limit)) if position < limit else None
-            if position < right:
-                position = right
-        return (position, limit) if position < limit else None
+        index = bisect_right(self._ends, position)
+        if index < len(self._starts) and self._starts[index] <= position:
+            position = self._ends[index]
+            index += 1
+        if position >= limit:
+            return None
+        if index < len(self._starts):
+            limit = min(limit, self._starts[index])
+        return position, limit
 
     def missing(self, left: int, right: int) -> int:
         """How many bytes of [left, right) are not acknowledged."""
         if right <= left:
             return 0
         total = right - left
-        for start, end in self._ranges:
+        for index in range(bisect_right(self._ends, left), len(self._starts)):
+            start = self._starts[index]
             if start >= right:
                 break
-            if end > left:
-                total -= min(end, right) - max(start, left)
+            total -= min(self._ends[index], right) - max(start, left)
         return total
 
     def clear(self) -> None:
         """Forget everything."""
-        self._ranges = []
+        self._starts = []
+        self._ends = []
         self.sacked = 0

@@ -1,21 +1,30 @@
 """How much may be on its way to the guest, what of it counts as lost, and how long to wait for news of it.
 
-Congestion control is NewReno with byte counting (RFC 5681, RFC 6582, RFC 3465), on SACK information where the guest sends
-it (RFC 6675). The round-trip timer is RFC 6298.
+Congestion control is NewReno with byte counting (RFC 5681, RFC 6582, RFC 3465). Where the guest sends SACK, losses are
+repaired by it (RFC 6675); what has been overtaken counts as lost, a repetition too, and a path that reorders is given
+time (RFC 8985, by the order of transmission instead of a clock for each segment). The round-trip timer is RFC 6298.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from netstack.engine.tcp_buffers import Scoreboard
 
 INITIAL_RTO: Final = 1.0
 """Seconds (RFC 6298 section 2.1)."""
-MIN_RTO: Final = 0.2
-"""Below the second RFC 6298 section 2.4 recommends, as in every kernel: the guest is microseconds away."""
+MIN_VARIATION: Final = 0.2
+"""Seconds the timeout is above the round-trip time at least, as in Linux: so long a guest may delay its word."""
 MAX_RTO: Final = 60.0
+MIN_PROBE_TIMEOUT: Final = 0.01
+"""Seconds before the end of what was sent is probed, at least."""
+MIN_PATIENCE: Final = 0.001
+"""Seconds to wait for what has been overtaken, at least."""
 DUPLICATE_THRESHOLD: Final = 3
+MAX_PATIENCE: Final = 4
+"""Quarters of a round-trip time (RFC 8985 section 6.2.4: the reordering window is one round trip at most)."""
+_EXAMINED: Final = 16
 
 # How lost segments are being repaired.
 NONE: Final = 0
@@ -24,17 +33,20 @@ TIMEOUT: Final = 2
 
 
 class RoundTrip:
-    """The retransmission timeout, and the one segment whose acknowledgement is being timed (Karn: never a repeated one)."""
+    """The retransmission timeout, and the one segment being timed (never a repeated one: Karn)."""
 
-    __slots__ = ("_smoothed", "_variation", "timed_at", "timed_position", "timeout")
+    __slots__ = ("_variation", "probe_timeout", "smoothed", "timed_at", "timed_position", "timeout")
 
     def __init__(self) -> None:
         self.timeout = INITIAL_RTO
         """Seconds until what was sent counts as lost (RTO)."""
+        self.probe_timeout = INITIAL_RTO
+        """Seconds until the end of what was sent is probed (RFC 8985 section 7.2)."""
+        self.smoothed = 0.0
+        """The smoothed round-trip time, seconds; 0 while nothing was measured."""
         self.timed_position = -1
         """The acknowledgement that ends the measurement; -1 when nothing is measured."""
         self.timed_at = 0.0
-        self._smoothed = 0.0
         self._variation = 0.0
 
     def start(self, position: int, now: float) -> None:
@@ -50,12 +62,13 @@ class RoundTrip:
 
     def measured(self, sample: float) -> None:
         """Take a round-trip time in seconds into the average (RFC 6298 section 2)."""
-        if self._smoothed == 0.0:
-            self._smoothed, self._variation = sample, sample / 2
+        if self.smoothed == 0.0:
+            self.smoothed, self._variation = sample, sample / 2
         else:
-            self._variation += (abs(self._smoothed - sample) - self._variation) / 4
-            self._smoothed += (sample - self._smoothed) / 8
-        self.timeout = min(MAX_RTO, max(MIN_RTO, self._smoothed + 4 * self._variation))
+            self._variation += (abs(self.smoothed - sample) - self._variation) / 4
+            self.smoothed += (sample - self.smoothed) / 8
+        self.timeout = min(MAX_RTO, self.smoothed + max(MIN_VARIATION, 4 * self._variation))
+        self.probe_timeout = max(MIN_PROBE_TIMEOUT, 2 * self.smoothed)
 
     def cancel(self) -> None:
         """Something was sent again: what is being timed says nothing any more (RFC 6298 section 3)."""
@@ -67,99 +80,185 @@ class RoundTrip:
         self.timed_position = -1
 
 
+def initial_window(mss: int) -> int:
+    """RFC 6928: ten segments, but no more than 14,600 bytes unless two segments are more."""
+    return min(10 * mss, max(2 * mss, 14600))
+
+
 class LossRecovery:
     """The congestion window and the repair of losses. `una` and `sent` are SND.UNA and SND.NXT of the connection."""
 
     __slots__ = (
-        "_duplicate_acks", "_limit", "_marker", "_point", "_threshold", "mode", "mss", "repeated", "sack", "scoreboard",
-        "was_limiting", "window",
+        "_again", "_duplicate_acks", "_evidence", "_first", "_limit", "_newest_arrived", "_patience_raised_at",
+        "_point", "_recent_repeats", "_repeats", "_serial", "_threshold", "lost_edge", "mode", "mss", "patience",
+        "repeated", "sack", "scoreboard", "was_limiting", "window",
     )  # fmt: skip
 
     def __init__(self, mss: int, *, sack: bool, limit: int) -> None:
         self.mss = mss
         self.sack = sack
-        # RFC 6928: ten segments, but no more than 14,600 bytes unless two segments are more.
-        self.window = min(10 * mss, max(2 * mss, 14600))
+        self.window = initial_window(mss)
         """The congestion window, bytes."""
         self.was_limiting = False
         """Whether the last output stopped at this window: only then it may grow (RFC 7661)."""
         self.mode = NONE
         self.repeated = 0
         """Everything lost below this position was sent again in this recovery (HighRxt)."""
+        self.lost_edge = 0
+        """Everything below this position that is not acknowledged counts as lost."""
+        self.patience = 0
+        """Quarters of a round-trip time that an overtaken segment is waited for; 0 while the path keeps the order."""
         self.scoreboard = Scoreboard()
         self._limit = limit
         self._threshold = limit
         self._point = 0
+        self._first = False
         self._duplicate_acks = 0
-        self._marker = 0
+        # Repetitions on their way, oldest first: (left, right, SND.NXT when it was sent, serial number).
+        self._repeats: deque[tuple[int, int, int, int]] = deque()
+        self._recent_repeats: deque[tuple[int, int]] = deque(maxlen=2 * _EXAMINED)
+        self._serial = 0
+        self._newest_arrived = 0
+        self._again: deque[tuple[int, int]] = deque()
+        self._evidence = (0, 0)
+        self._patience_raised_at = 0
 
-    def duplicate(self, una: int, sent: int) -> bool:
-        """An acknowledgement came that acknowledges nothing new. Returns whether recovery begins."""
-        self._duplicate_acks += 1
-        return self._consider(una, sent)
+    # -- news from the guest ------------------------------------------------------------------------------------------
 
-    def advanced(self, count: int, una: int, sent: int) -> bool:
-        """`count` bytes up to `una` were acknowledged. Returns whether recovery begins."""
-        if self.scoreboard.sacked:
-            self.scoreboard.acknowledge(una)
+    def acknowledged(self, count: int, sacked_before: int, una: int, sent: int) -> None:
+        """`count` bytes up to `una` were acknowledged; the scoreboard held `sacked_before` before this segment."""
+        board = self.scoreboard
+        if board.sacked:
+            board.acknowledge(una)
         if self.mode == NONE:
             self._duplicate_acks = 0
             if self.was_limiting:
                 self._grow(count)
-            return self.scoreboard.sacked > 0 and self._consider(una, sent)
+            return
         if una >= self._point:
             self._leave(sent - una)
-            return False
+            return
         if self.mode == TIMEOUT:
-            self._grow(count)
+            # After a timeout an acknowledgement may cover a lot that had arrived before (RFC 3465 section 2.3).
+            self._grow(count + board.sacked - sacked_before if self.sack else min(count, self.mss))
         elif not self.sack:
             # A partial acknowledgement (RFC 6582 section 3.2 step 4): the next gap begins at SND.UNA.
-            self._duplicate_acks = max(0, self._duplicate_acks - count // self.mss)
+            self._duplicate_acks = max(0, self._duplicate_acks + 1 - count // self.mss)
             self.repeated = una
+            self.lost_edge = min(una + self.mss, self._point)
+            self._first = True
         self.repeated = max(self.repeated, una)
-        return False
 
-    def _grow(self, count: int) -> None:
-        """RFC 5681 section 3.1, counting bytes (RFC 3465)."""
-        window = self.window
-        window += count if window < self._threshold else max(1, self.mss * count // window)
-        self.window = min(window, self._limit)
+    def duplicate(self) -> None:
+        """An acknowledgement came that says again what the one before said."""
+        self._duplicate_acks += 1
 
-    def _consider(self, una: int, sent: int) -> bool:
-        """Enter recovery when enough was reported beyond a gap (RFC 6675 section 5, RFC 5681 section 3.2)."""
-        if self.mode != NONE:
-            return False
-        if self.sack:
-            lost = self.scoreboard.loss_edge(self.mss) > una
+    def came_twice(self, left: int, una: int, sent: int) -> None:
+        """The guest got the segment at `left` twice (RFC 2883). If we repeated it, it was only late: wait longer."""
+        if una > self._patience_raised_at and any(start <= left < end for start, end in self._recent_repeats):
+            self._patience_raised_at = sent
+            self.patience = min(self.patience + 1, MAX_PATIENCE)
+
+    def judge(self, una: int, sent: int) -> None:
+        """Decide what of the outstanding bytes is lost, now that the guest has told something new."""
+        if not self.sack:
+            # RFC 6582 section 3.2 step 2: not again for losses of the window that was just repaired.
+            if self.mode == NONE and self._duplicate_acks >= DUPLICATE_THRESHOLD and una > self._point:
+                self._enter(una, sent, min(una + self.mss, sent))
+            return
+        if self.mode == NONE:
+            board = self.scoreboard
+            if not board.sacked or self.patience:
+                return
+            # RFC 6675 section 5, with what follows from it in RFC 8985 section 6.2: all that was overtaken is lost.
+            if self._duplicate_acks >= DUPLICATE_THRESHOLD or board.loss_edge(self.mss) > una:
+                self._enter(una, sent, board.highest)
+            return
+        self._strike_off(una)
+        if not self.patience:
+            self._give_up_overtaken(una, self.scoreboard.highest, self._newest_arrived)
+
+    def undecided(self, una: int) -> bool:
+        """Whether something was overtaken that does not count as lost yet."""
+        highest = self.scoreboard.highest
+        if self.scoreboard.hole_at(max(una, self.lost_edge), highest) is not None:
+            return True
+        return any(marker < highest or serial < self._newest_arrived for _, _, marker, serial in self._examined())
+
+    def note_evidence(self) -> None:
+        """Remember what has arrived by now, for `run_out_of_patience`."""
+        self._evidence = (self.scoreboard.highest, self._newest_arrived)
+
+    def run_out_of_patience(self, una: int, sent: int) -> None:
+        """What had been overtaken at `note_evidence` and is still missing is lost."""
+        highest, newest = self._evidence
+        if self.scoreboard.hole_at(una, highest) is None:
+            return
+        if self.mode == NONE:
+            self._enter(una, sent, highest)
         else:
-            lost = self._duplicate_acks >= DUPLICATE_THRESHOLD
-        # RFC 6582 section 3.2 step 2: not again for losses of the window that was just repaired.
-        if not lost or una < self._point:
-            return False
-        self._halve(sent - una)
-        self.mode = FAST
-        self.window = self._threshold
-        self._begin(una, sent)
-        return True
+            self._strike_off(una)
+            self._give_up_overtaken(una, highest, newest)
 
-    def timed_out(self, una: int, sent: int, *, first: bool, distrust: bool) -> None:
-        """The retransmission timer ran out: everything not acknowledged is lost (RFC 5681 section 3.1, RFC 6675 section 5.1).
+    def _examined(self) -> list[tuple[int, int, int, int]]:
+        """The oldest repetitions: a guest must not be able to make us walk over thousands for each acknowledgement."""
+        repeats = self._repeats
+        return [repeats[index] for index in range(min(len(repeats), _EXAMINED))]
 
-        `distrust`: forget what was acknowledged selectively, a guest may throw it away (RFC 2018 section 8).
+    def _strike_off(self, una: int) -> None:
+        """Forget repetitions that have arrived, and remember which was the newest."""
+        board, repeats = self.scoreboard, self._repeats
+        missing = []
+        for entry in self._examined():
+            repeats.popleft()
+            left, right, _, serial = entry
+            if board.hole_at(max(left, una), right) is None:
+                self._newest_arrived = max(self._newest_arrived, serial)
+            else:
+                missing.append(entry)
+        repeats.extendleft(reversed(missing))
+
+    def _give_up_overtaken(self, una: int, highest: int, newest: int) -> None:
+        """Count as lost what was sent before what has arrived: the byte below `highest`, the repetition `newest`."""
+        self.lost_edge = max(self.lost_edge, highest)
+        kept = []
+        for entry in self._examined():
+            self._repeats.popleft()
+            left, right, marker, serial = entry
+            if marker < highest or serial < newest:
+                self._again.append((max(left, una), right))
+            else:
+                kept.append(entry)
+        self._repeats.extendleft(reversed(kept))
+
+    def timed_out(self, una: int, sent: int, *, first: bool) -> None:
+        """The retransmission timer ran out: all that is not acknowledged is lost (RFC 5681 section 3.1).
+
+        `first`: for the first time since SND.UNA moved. RFC 6675 section 5.1 lets the scoreboard live on.
         """
         if first:
             self._halve(sent - una)
-        self.mode = TIMEOUT
-        self.window = self.mss
-        self._duplicate_acks = 0
-        if distrust:
+        if not first or self.scoreboard.hole_at(una, una + 1) is None:
+            # The guest may throw away what it acknowledged selectively (RFC 2018 section 8).
             self.scoreboard.clear()
-        self._begin(una, sent)
+        self._begin(TIMEOUT, una, sent, sent)
+        self.window = self.mss
 
-    def _begin(self, una: int, sent: int) -> None:
-        self._point = sent
+    def _enter(self, una: int, sent: int, lost_edge: int) -> None:
+        self._halve(sent - una)
+        self._begin(FAST, una, sent, lost_edge)
+        self.window = self._threshold
+
+    def _begin(self, mode: int, una: int, sent: int, lost_edge: int) -> None:
+        self.mode = mode
         self.repeated = una
-        self._marker = 0
+        self.lost_edge = lost_edge
+        self._point = sent
+        self._first = True
+        if mode == TIMEOUT:
+            self._duplicate_acks = 0
+        self._repeats.clear()
+        self._again.clear()
 
     def _halve(self, flight: int) -> None:
         self._threshold = max(flight // 2, 2 * self.mss)
@@ -167,47 +266,63 @@ class LossRecovery:
     def _leave(self, flight: int) -> None:
         if self.mode == FAST:
             # RFC 6582 section 3.2 step 3: leave without a burst.
-            burst = max(flight + self.mss, 10 * self.mss)
-            self.window = min(self._threshold, burst)
+            self.window = min(self._threshold, max(flight + self.mss, initial_window(self.mss)))
         self.mode = NONE
+        self.lost_edge = 0
         self._duplicate_acks = 0
+        self._repeats.clear()
+        self._again.clear()
+
+    def _grow(self, count: int) -> None:
+        """RFC 5681 section 3.1, counting bytes (RFC 3465)."""
+        window = self.window
+        window += count if window < self._threshold else max(1, self.mss * count // window)
+        self.window = min(window, self._limit)
+
+    # -- what to send -------------------------------------------------------------------------------------------------
 
     def in_flight(self, una: int, sent: int) -> int:
         """Bytes believed to be on their way: the pipe of RFC 6675 section 4."""
-        outstanding = sent - una
         board = self.scoreboard
-        if self.mode == NONE or (self.mode == FAST and not self.sack):
-            arrived = board.sacked if self.sack else self._duplicate_acks * self.mss
-            return max(0, outstanding - arrived)
-        edge = self._lost_below(una)
-        return board.missing(una, min(self.repeated, edge)) + board.missing(max(edge, una), sent)
-
-    def _lost_below(self, una: int) -> int:
-        """The position below which whatever is not acknowledged counts as lost."""
-        if self.mode == TIMEOUT:
-            return self._point
-        if self.sack:
-            return max(self.scoreboard.loss_edge(self.mss), una)
-        return min(una + self.mss, self._point)
+        if self.mode == NONE:
+            if self.sack:
+                return sent - una - board.sacked
+            # Limited transmit (RFC 3042): each of the first two duplicates lets one new segment out.
+            return max(0, sent - una - min(self._duplicate_acks, DUPLICATE_THRESHOLD - 1) * self.mss)
+        if self.mode == FAST and not self.sack:
+            return max(0, sent - una - self._duplicate_acks * self.mss)
+        edge = min(max(self.lost_edge, una), sent)
+        flight = board.missing(una, min(self.repeated, edge)) + board.missing(edge, sent)
+        for left, right in self._again:
+            flight -= board.missing(max(left, una), right)
+        return max(0, flight)
 
     def next_lost(self, una: int) -> tuple[int, int] | None:
-        """The next stretch (left, right) to send again, None when all that counts as lost was (RFC 6675 section 4, NextSeg)."""
-        if self._marker and self.scoreboard.highest > self._marker + DUPLICATE_THRESHOLD * self.mss:
-            # Bytes first sent after SND.UNA was repeated have arrived, and it has not: it was lost again, start over.
-            self.repeated = una
-            self._marker = 0
-        return self.scoreboard.hole_at(max(self.repeated, una), self._lost_below(una))
+        """The next stretch (left, right) to send again; None when all that counts as lost was (RFC 6675's NextSeg)."""
+        while self._again:
+            left, right = self._again[0]
+            hole = self.scoreboard.hole_at(max(left, una), right)
+            if hole is not None:
+                return hole
+            self._again.popleft()
+        return self.scoreboard.hole_at(max(self.repeated, una), self.lost_edge)
 
-    def may_repeat(self, allowance: int, una: int) -> bool:
+    def may_repeat(self, allowance: int) -> bool:
         """Whether a lost segment may go out: the first of a recovery always, others as the window allows."""
-        return allowance >= self.mss or self.repeated == una
+        return allowance >= self.mss or self._first
 
-    def repeated_to(self, left: int, right: int, una: int, sent: int) -> None:
-        """[left, right) was sent again while SND.NXT was `sent`."""
-        self.repeated = right
-        if left == una and self.sack:
-            self._marker = sent
+    def repeated_to(self, left: int, right: int, sent: int) -> None:
+        """[left, right), which `next_lost` gave or a part of it, was sent again while SND.NXT was `sent`."""
+        if self._again and right <= self._again[0][1]:
+            self._again[0] = (right, self._again[0][1])
+        else:
+            self.repeated = right
+        self._first = False
+        if self.sack:
+            self._serial += 1
+            self._repeats.append((left, right, sent, self._serial))
+            self._recent_repeats.append((left, right))
 
     def restart_after_idle(self) -> None:
         """RFC 5681 section 4.1: after an idle time the path must be tried again."""
-        self.window = min(self.window, max(10 * self.mss, 2 * self.mss))
+        self.window = min(self.window, initial_window(self.mss))

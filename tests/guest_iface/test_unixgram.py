@@ -280,6 +280,37 @@ async def test_a_killed_process_is_noticed_without_the_timer(directory: Path, mo
         assert link.counters.guests == 2
 
 
+async def test_a_death_told_by_a_write_and_by_the_process_at_once(directory: Path) -> None:
+    """Both are ready in one tick of the run loop; whichever task runs first, the other finds the work done."""
+    for _ in range(12):  # trio shuffles what became ready together
+        program = (
+            "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind(sys.argv[1] + '.peer')\n"
+            "s.connect(sys.argv[1]); s.send(bytes(60)); sys.stdin.read()"
+        )
+        path = directory / "net"
+        async with running(UnixgramLink.bind(path)) as link:
+            arguments = [sys.executable, "-c", program, str(path)]
+            with subprocess.Popen(arguments, stdin=subprocess.PIPE) as process:  # noqa: ASYNC220 - takes no time
+                assert len(await receive_frames(link, 1)) == 1
+                await trio.testing.wait_all_tasks_blocked()
+                read_end, write_end = os.pipe()
+
+                async def write_when_told(link: UnixgramLink = link, told: int = read_end) -> None:
+                    await trio.lowlevel.wait_readable(told)
+                    link.send_batch([frame_of(60)])
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(write_when_told)
+                    await trio.testing.wait_all_tasks_blocked()
+                    process.kill()
+                    process.wait()  # trio does not run before all is ready
+                    os.write(write_end, b"x")
+                await until(lambda link=link: link.peer is None)
+            os.close(read_end)
+            os.close(write_end)
+        (directory / "net.peer").unlink()
+
+
 async def test_a_live_silent_guest_is_left_alone(
     directory: Path, guest_socket: GuestSocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

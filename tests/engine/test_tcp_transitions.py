@@ -1,0 +1,37 @@
+"""The transcripts together go through every transition of the table, and through no other."""
+
+from __future__ import annotations
+
+from netstack.engine import tcp_states as st
+
+from . import (
+    test_tcp_closing,
+    test_tcp_losses,
+    test_tcp_opening,
+    test_tcp_receiving,
+    test_tcp_sending,
+    test_tcp_window,
+    transcript,
+)
+
+SCRIPTS = (
+    test_tcp_opening, test_tcp_receiving, test_tcp_window, test_tcp_sending, test_tcp_losses, test_tcp_closing,
+)  # fmt: skip
+
+
+def test_the_transcripts_cover_the_whole_table() -> None:
+    transcript.TRANSITIONS_SEEN.clear()
+    for script, limits in transcript.REGISTRY:
+        transcript.Player(limits).play(script)
+    for state in test_tcp_closing.LATER_STATES.keys() - {"TIME-WAIT"}:
+        transcript.Player().play(test_tcp_closing.reset_script(state))
+    missing = st.TRANSITIONS.keys() - transcript.TRANSITIONS_SEEN
+    assert not missing, [(st.STATE_NAMES[state], event) for state, event in sorted(missing)]
+    assert st.TRANSITIONS.keys() >= transcript.TRANSITIONS_SEEN
+    assert len(transcript.REGISTRY) > 100, f"{len(SCRIPTS)} modules of scripts are expected to be imported"
+
+
+def test_the_table_knows_every_state() -> None:
+    states = set(range(len(st.STATE_NAMES)))
+    assert {state for state, _ in st.TRANSITIONS} == states
+    assert all((state, st.OVER) in st.TRANSITIONS for state in states - {st.CLOSED})
