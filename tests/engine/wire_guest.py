@@ -20,6 +20,7 @@ from scapy.packet import NoPayload, Packet, Raw
 
 from netstack.engine.effects import CloseStream, Effect, OpenStream, Report, SendStream, ShutdownStream
 from netstack.engine.events import Event
+from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import LinkTraits, NetworkSettings
 from netstack.engine.stack import Stack
 
@@ -94,10 +95,11 @@ class VirtualWire:
         settings: NetworkSettings | None = None,
         *,
         initial_sequence: Callable[[bytes, float], int] = lambda _key, _now: ENGINE_ISN,
+        policy: PolicySettings = FULL_ACCESS,
         **changes: object,
     ) -> None:
         self.settings = settings or network(**changes)
-        self.stack = Stack(self.settings, initial_sequence=initial_sequence)
+        self.stack = Stack(self.settings, initial_sequence=initial_sequence, policy=policy)
         self.now = START
         self.events: list[Event] = []
         self._frames: list[bytes] = []
