@@ -44,6 +44,9 @@ class PolicySettings:
 
 FULL_ACCESS: Final = PolicySettings()
 
+_NOWHERE: Final = frozenset(("loopback", "unspecified", "multicast"))
+"""Kinds of address that no flow goes to, by whatever rule: those of IPv4 have no route either."""
+
 
 class Policy:
     """Every decision about a guest's traffic."""
@@ -70,15 +73,14 @@ class Policy:
         for rule in by_address:
             if rule.covers(protocol, port):
                 return Verdict(ALLOW, step, "address-rule", rule.text)
-        peeks = rules.peeks(protocol, port)
-        if not peeks:
+        place = addresses.kind(address)
+        if place == "public":  # a name opens nothing else, whatever its servers say
+            if rules.peeks(protocol, port):
+                return Verdict(PEEK, step, "name-decides")
             for name in answered:
                 for rule in rules.for_name(name):
                     if rule.first_port and rule.covers(protocol, port):
                         return Verdict(ALLOW, step, "answered-name", rule.text, name, "dns")
-        place = addresses.kind(address)
-        if peeks and place == "public":
-            return Verdict(PEEK, step, "name-decides")
         if by_address:
             return Verdict(REFUSE, step, "port-not-covered", by_address[0].text)
         return Verdict(REFUSE, step, "no-rule" if place == "public" else f"{place}-address")
@@ -126,17 +128,19 @@ class Policy:
         """Why an address that a name stands for must not be dialled; empty when it may.
 
         A public name that points at private places is DNS rebinding; only an address rule makes that right, and nothing
-        does for metadata services and the guest's own subnet.
+        does for metadata services, the guest's own subnet and the host's loopback.
         """
         fault = self._never(address)
         if fault:
             return fault
         if len(address) == 4 and self._network.in_subnet(address):
             return "own-subnet"
-        if self.unrestricted:
-            return ""
         place = addresses.kind(address)
-        if place == "public" or any(rule.covers(protocol, port) for rule in self.rules.for_address(address)):
+        if place in _NOWHERE:  # to the host they mean the host itself, and no guest could have dialled them
+            return f"{place}-address"
+        if self.unrestricted or place == "public":
+            return ""
+        if any(rule.covers(protocol, port) for rule in self.rules.for_address(address)):
             return ""
         return f"{place}-address"
 
