@@ -18,6 +18,20 @@ GROUP: Final = 5
 """Broadcast and multicast: no flow at all."""
 
 
+_REASONS: Final = {
+    OWN: "unserved-port",
+    UNUSED: "unused-address",
+    FORBIDDEN: "forbidden-address",
+    GROUP: "group-address",
+}
+_LINK_LOCAL: Final = b"\xa9\xfe"
+
+
+def refusal(kind: int, address: bytes) -> str:
+    """Why there is no flow to an address that leads nowhere, in a word: metadata, or what its kind says."""
+    return "metadata" if kind == FORBIDDEN and address[:2] == _LINK_LOCAL else _REASONS[kind]
+
+
 class Route(NamedTuple):
     """`kind` is one of the above; `dialled` the address after NAT (only for OUT)."""
 
@@ -46,7 +60,7 @@ class Routes:
             return Route(GROUP, address)
         if settings.in_subnet(address):
             return Route(UNUSED, address)
-        if address[:2] == b"\xa9\xfe":
+        if address[:2] == _LINK_LOCAL:
             # Cloud metadata services live in 169.254.0.0/16: opened only on request, as gvproxy documents it.
             return Route(OUT if settings.metadata_access else FORBIDDEN, address)
         # "This network", loopback and class E never belong on a wire (RFC 1122 section 3.2.1.3, RFC 6890).
