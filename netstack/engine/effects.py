@@ -21,6 +21,7 @@ TIMED_OUT: Final = 5
 TTL_EXCEEDED: Final = 6
 TOO_BIG: Final = 7
 NO_RESOURCES: Final = 8
+NO_ADDRESS: Final = 9
 
 FAILURE_WORDS: Final = {
     REFUSED: "refused",
@@ -31,6 +32,7 @@ FAILURE_WORDS: Final = {
     TTL_EXCEEDED: "time to live exceeded",
     TOO_BIG: "datagram too big",
     NO_RESOURCES: "host has no resources left",
+    NO_ADDRESS: "name has no address",
 }
 
 
@@ -45,7 +47,8 @@ class OpenStream(NamedTuple):
 class OpenNamed(NamedTuple):
     """Find the addresses of `name`, keep those `Stack.candidate_fault` has nothing against, and dial them on `port`.
 
-    Answer with `stream_opened` (and the address that answered) or `stream_failed`.
+    Answer with `stream_opened` (and the address that answered), with `stream_failed`, or with `stream_objected` when
+    there are addresses and all were objected to.
     """
 
     flow: int

@@ -102,7 +102,8 @@ class Judge:
         ):
             return old  # a live flow keeps the address its name had
         # What had been allowed by its address, and would now have to show a name, has shown none.
-        return Verdict(REFUSE, "replaced", verdict.reason, verdict.rule, old.name, old.source)
+        reason = "no-name" if verdict.action == PEEK else verdict.reason
+        return Verdict(REFUSE, "replaced", reason, verdict.rule, old.name, old.source)
 
     def overrulable(self, verdict: Verdict) -> bool:
         """Whether a refusal is put before the hook. Metadata services and a disabled network stay closed to it."""

@@ -41,12 +41,11 @@ _DHCP_SERVER_PORT: Final = 67
 # What the hot path needs: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
 _GUARD = Struct("!HBBHHHBB")
 _SEGMENT = Struct("!IIHHHH")
-# What is said of datagrams that lead nowhere: the reason, and the code of the unreachable that says it.
+# The code of the unreachable that is said of datagrams that lead nowhere; nothing is said of those for a group.
 _DATAGRAM_REFUSALS: Final = {
-    routes.GROUP: ("group-address", None),
-    routes.OWN: ("unserved-port", icmp.PORT_UNREACHABLE),
-    routes.UNUSED: ("unused-address", icmp.HOST_UNREACHABLE),
-    routes.FORBIDDEN: ("forbidden-address", icmp.ADMINISTRATIVELY_PROHIBITED),
+    routes.OWN: icmp.PORT_UNREACHABLE,
+    routes.UNUSED: icmp.HOST_UNREACHABLE,
+    routes.FORBIDDEN: icmp.ADMINISTRATIVELY_PROHIBITED,
 }
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
@@ -304,7 +303,7 @@ class Stack:
         """What is no flow and no service: say so as a host or a router would."""
         destination = question.destination[0]
         step = "echo" if question.protocol == ipv4.ICMP else "datagram"
-        reason, code = _DATAGRAM_REFUSALS[kind]
+        reason, code = routes.refusal(kind, destination), _DATAGRAM_REFUSALS.get(kind)
         told = "nothing" if code is None else "unreachable"
         self.judge.refused(question, Verdict(REFUSE, step, reason), told, now)
         if code is not None:
@@ -393,6 +392,10 @@ class Stack:
     def stream_failed(self, flow: int, failure: int, now: float) -> None:
         """OpenStream failed; `failure` is one of the effects module's words (REFUSED, ...)."""
         self.tcp.failed(flow, failure, now)
+
+    def stream_objected(self, flow: int, fault: str, now: float) -> None:
+        """OpenNamed found only addresses that `candidate_fault` objects to; `fault` is what it said of the first."""
+        self.tcp.objected(flow, fault, now)
 
     def stream_sent(self, flow: int, count: int) -> None:
         """The host socket took `count` bytes of what SendStream gave."""

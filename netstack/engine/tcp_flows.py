@@ -15,7 +15,7 @@ from netstack.engine.inspection import DEADLINE as PEEK_DEADLINE
 from netstack.engine.inspection import Inspection
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
-from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, Routes
+from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Routes, refusal
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
 from netstack.engine.tcp_flow import (
@@ -61,6 +61,7 @@ _UNREACHABLE_CODES: Final = {
     effects.NETWORK_UNREACHABLE: icmp.NET_UNREACHABLE,
     effects.HOST_UNREACHABLE: icmp.HOST_UNREACHABLE,
     effects.TIMED_OUT: icmp.HOST_UNREACHABLE,
+    effects.NO_ADDRESS: icmp.HOST_UNREACHABLE,
     effects.PROHIBITED: icmp.ADMINISTRATIVELY_PROHIBITED,
 }
 
@@ -133,11 +134,12 @@ class TcpFlows:
             self._refuse_route(syn, question, route.kind, now)
             return
         verdict = self._judge.first(question, now) if service is None else _SERVED
-        if verdict.action == PEEK and len(self._peeking) >= MAX_PEEKING:
-            verdict = Verdict(REFUSE, "syn", "too-many-unnamed-flows")
-        if verdict.action != REFUSE and not self._make_room(now):
-            verdict = Verdict(REFUSE, "syn", "table-full")
-        if verdict.action == REFUSE and not self._judge.overrulable(verdict):
+        refused = verdict.action == REFUSE and not self._judge.overrulable(verdict)
+        if not refused:
+            fault = self._no_room(verdict, now)
+            if fault:
+                verdict, refused = Verdict(REFUSE, "syn", fault), True
+        if refused:
             self._judge.refused(question, verdict, "reset", now)
             self._reset(syn)
             return
@@ -169,15 +171,12 @@ class TcpFlows:
         self._timers.schedule(flow)
 
     def _refuse_route(self, syn: Syn, question: Question, kind: int, now: float) -> None:
-        if kind == GROUP:
-            self._judge.refused(question, Verdict(REFUSE, "syn", "group-address"), "nothing", now)
-        elif kind in (OWN, FORBIDDEN):
-            reason = "unserved-port" if kind == OWN else "forbidden-address"
-            self._judge.refused(question, Verdict(REFUSE, "syn", reason), "reset", now)
-            self._reset(syn)
-        else:
-            self._judge.refused(question, Verdict(REFUSE, "syn", "unused-address"), "unreachable", now)
+        told = "nothing" if kind == GROUP else "unreachable" if kind == UNUSED else "reset"
+        self._judge.refused(question, Verdict(REFUSE, "syn", refusal(kind, syn.destination)), told, now)
+        if kind == UNUSED:
             self._unreachable(syn.packet, icmp.HOST_UNREACHABLE, now)
+        elif kind != GROUP:
+            self._reset(syn)
 
     def _reset(self, syn: Syn) -> None:
         self.answer_stray(syn, tcp.SYN, 0, 0)
@@ -207,6 +206,12 @@ class TcpFlows:
             return False
         self._outbox.packets.append((packet[12:16], message))
         return True
+
+    def _no_room(self, verdict: Verdict, now: float) -> str:
+        """Why there cannot be one flow more, whoever allows it; empty when there can."""
+        if verdict.action == PEEK and len(self._peeking) >= MAX_PEEKING:
+            return "too-many-unnamed-flows"
+        return "" if self._make_room(now) else "table-full"
 
     def _make_room(self, now: float) -> bool:
         """Room for one more: a connection in TIME-WAIT goes first, then the oldest that was never completed."""
@@ -268,6 +273,15 @@ class TcpFlows:
             flow.connection.abort()
         self._close(flow, effects.FAILURE_WORDS[failure], now)
         self._forget(flow)
+
+    def objected(self, number: int, fault: str, now: float) -> None:
+        """The name leads only to places that must not be reached by it: nothing was dialled."""
+        flow = self._streams.get(number)
+        if flow is None or flow.state != CONNECTING or flow.inspection is None:
+            return
+        self._turn_away(flow, flow.inspection, flow.verdict._replace(action=REFUSE, step="dial", reason=fault), now)
+        self._timers.schedule(flow)
+        self.touch(flow)
 
     def taken(self, number: int, count: int) -> None:
         """The host socket took `count` bytes."""
@@ -567,15 +581,20 @@ class TcpFlows:
                 verdict = self._judge.first(flow.question, now)
             else:
                 verdict = self._judge.again(flow.question, flow.verdict, now)
-            if verdict.action == REFUSE:
-                flow.connection.abort()
-                self._judge.refused(flow.question, verdict, "reset", now)
+            if verdict.action != REFUSE:
+                continue
+            flow.connection.abort()
+            self._judge.refused(flow.question, verdict, "reset", now)
+            if flow.state in (PEEKING, CONSULTING):  # it has not gone anywhere yet: the refusal is all there is to tell
+                self._release(flow)
+                self._forget(flow)
+            else:
                 self._abandon(flow, "refused", now)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
     def _abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
-        if tell_host and flow.session is None and flow.state != PEEKING:
+        if tell_host and flow.session is None and flow.state not in (PEEKING, CONSULTING):
             self._outbox.effects.append(effects.AbortStream(flow.id))
         self._close(flow, reason, now)
         self._forget(flow)

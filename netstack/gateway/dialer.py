@@ -1,8 +1,7 @@
 """Dials names: looks their addresses up itself, asks the policy about each, and takes the first that answers.
 
-Only what the policy lets pass is dialled, whatever address the guest had chosen. Attempts start 250 ms apart, the
-next at
-once when one fails, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305).
+Only what the policy lets pass is dialled, whatever address the guest had chosen. Attempts start 250 ms apart, the next
+at once when one fails, IPv6 and IPv4 in turn (Happy Eyeballs, RFC 8305).
 """
 
 from __future__ import annotations
@@ -57,23 +56,31 @@ class Dialer:
             scope.cancel()
 
     async def open_named(self, effect: OpenNamed) -> None:
-        """Connect a TCP flow to its name; `stream_opened` or `stream_failed` says what came of it."""
+        """Connect a TCP flow to its name, and tell the stack what came of it, unless it is cancelled."""
         with trio.CancelScope() as scope:
             self._scopes[effect.flow] = scope
             found = await self.addresses(effect.name)
-            fit = [each for each in found if not self._stack.candidate_fault(ipv4.TCP, each, effect.port)]
-            winner, failure = await _race(fit[:MAX_ATTEMPTS], effect.port)
-            if self._scopes.pop(effect.flow, None) is None:
-                if winner is not None:
-                    winner[0].close()
-                return
-            now = trio.current_time()
-            if winner is None:
-                refused = effects.PROHIBITED if found and not fit else failure
-                self._stack.stream_failed(effect.flow, refused, now)
-            else:
-                self._sockets.adopt(effect.flow, winner[0])
-                self._stack.stream_opened(effect.flow, now, winner[1])
+            fit = []
+            faults = []
+            for address in found:
+                fault = self._stack.candidate_fault(ipv4.TCP, address, effect.port)
+                if fault:
+                    faults.append(fault)
+                else:
+                    fit.append(address)
+            with _Race(effect.port) as race:
+                await race.run(fit[:MAX_ATTEMPTS])
+                if self._scopes.pop(effect.flow, None) is None:
+                    return  # cancelled when this task was on its way here
+                now = trio.current_time()
+                if race.winner is not None:
+                    self._sockets.adopt(effect.flow, race.winner)
+                    self._stack.stream_opened(effect.flow, now, race.address)
+                    race.winner = None
+                elif faults and not fit:
+                    self._stack.stream_objected(effect.flow, faults[0], now)
+                else:
+                    self._stack.stream_failed(effect.flow, race.failure if fit else effects.NO_ADDRESS, now)
             self._flush()
 
     async def resolve_name(self, effect: ResolveName) -> None:
@@ -108,33 +115,51 @@ class Dialer:
         return names.learn(name, qtype, answer, trio.current_time())
 
 
-async def _race(addresses: list[bytes], port: int) -> tuple[tuple[socket.socket, bytes] | None, int]:
-    """The first connection that is made, and with which address; else the last failure."""
-    winner: list[tuple[socket.socket, bytes]] = []
-    failures = [effects.HOST_UNREACHABLE]
+class _Race:
+    """Attempts to connect to several addresses. As a context manager it closes a winner that nobody took."""
 
-    async with trio.open_nursery() as nursery:
+    def __init__(self, port: int) -> None:
+        self.winner: socket.socket | None = None
+        self.address = b""
+        """The winner's."""
+        self.failure = effects.HOST_UNREACHABLE
+        """Why the last attempt that failed did."""
+        self._port = port
 
-        async def attempt(address: bytes, failed: trio.Event) -> None:
+    async def run(self, addresses: list[bytes]) -> None:
+        """Try them until one answers or all have failed."""
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(self._attempt, address, failed, nursery.cancel_scope)
+                with trio.move_on_after(ATTEMPT_DELAY):
+                    await failed.wait()
+
+    async def _attempt(self, address: bytes, failed: trio.Event, everybody: trio.CancelScope) -> None:
+        try:
             sock = new_stream_socket(address)
-            try:
-                number = await _connect(sock, address, port)
-                if number == 0 and not winner:
-                    winner.append((sock, address))
-                    nursery.cancel_scope.cancel()
-                elif number:
-                    failures.append(failure_of(number))
-            finally:
-                if not winner or winner[0][0] is not sock:
-                    sock.close()
-                failed.set()
+        except OSError as error:  # no descriptors left, or no such family on this host
+            self.failure = failure_of(error.errno)
+            failed.set()
+            return
+        try:
+            number = await _connect(sock, address, self._port)
+            if number:
+                self.failure = failure_of(number)
+            elif self.winner is None:
+                self.winner, self.address = sock, address
+                everybody.cancel()
+        finally:
+            if self.winner is not sock:
+                sock.close()
+            failed.set()
 
-        for address in addresses:
-            failed = trio.Event()
-            nursery.start_soon(attempt, address, failed)
-            with trio.move_on_after(ATTEMPT_DELAY):
-                await failed.wait()
-    return (winner[0] if winner else None), failures[-1]
+    def __enter__(self) -> _Race:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.winner is not None:
+            self.winner.close()
 
 
 async def _connect(sock: socket.socket, address: bytes, port: int) -> int:

@@ -60,7 +60,9 @@ def _mac(mac: bytes) -> str:
 
 def _endpoint(endpoint: tuple[bytes, int]) -> str:
     address, port = endpoint
-    return f"{socket.inet_ntoa(address)}:{port}"
+    if len(address) == 4:
+        return f"{socket.inet_ntoa(address)}:{port}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, address)}]:{port}"
 
 
 def _iso(when: float) -> str:
