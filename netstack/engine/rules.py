@@ -124,12 +124,14 @@ def _parse_name(
 ) -> Rule:
     wild = target.startswith("*")
     host = target.removeprefix("*.") if wild else target
+    if host == "*":
+        raise RuleError(text, "a wildcard needs a domain behind it; without a list everything is allowed", PUBLIC)
     if "*" in host:
         apex = host.replace("*", "").strip(".")
         raise RuleError(text, "a wildcard stands alone, as the first label", f"*.{apex}" if canonical(apex) else "")
     name = _to_ascii(host)
     if name is None:
-        cleaned = re.sub(r"[^\w.-]", "", host)
+        cleaned = re.sub(r"[^\w.-]", "", host.split("/", 1)[0])
         raise RuleError(
             text, f"{target!r} is neither a host name nor an IP address", cleaned if canonical(cleaned) else ""
         )
@@ -228,12 +230,15 @@ class RuleSet:
         return found
 
     def for_address(self, address: bytes, *, host_alias: bool = False) -> list[Rule]:
-        """The rules that speak of a packed address; `host_alias`: it is one of the names the host goes by."""
+        """The rules that speak of a packed address.
+
+        `host_alias`: it stands for the host, whose own services have to be meant: a network around it does not.
+        """
         found: list[Rule] = []
         bits = 8 * len(address)
         number = int.from_bytes(address, "big")
         for (width, length), table in self._networks.items():
-            if width == bits:
+            if width == bits and (length == bits or not host_alias):
                 found += table.get(number >> (bits - length), ())
         if host_alias:
             found += self._groups[HOST_ALIAS]
