@@ -63,7 +63,8 @@ class Policy:
 
     def connect(self, protocol: int, address: bytes, port: int, *, step: str, answered: Iterable[str] = ()) -> Verdict:
         """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
-        fault = self._never(address)
+        place = addresses.kind(address)
+        fault = self._never(address) or (f"{place}-address" if place in _NOWHERE else "")
         if fault:
             return Verdict(REFUSE, step, fault)
         if self.unrestricted:
@@ -73,7 +74,6 @@ class Policy:
         for rule in by_address:
             if rule.covers(protocol, port):
                 return Verdict(ALLOW, step, "address-rule", rule.text)
-        place = addresses.kind(address)
         if place == "public":  # a name opens nothing else, whatever its servers say
             if rules.peeks(protocol, port):
                 return Verdict(PEEK, step, "name-decides")
