@@ -57,22 +57,22 @@ def read(records: dns.Records, name: bytes, rtype: int, length: int) -> Answers:
             spelled = data[start : at - _TYPE_AND_CLASS]
             if spelled not in owners:
                 message = message or bytes(dns.HEADER) + name + bytes(_TYPE_AND_CLASS) + data
-                owner = read_name(message, behind + start)
+                owner = read_name(message, behind + start, behind + at - _TYPE_AND_CLASS)
                 owners[spelled] = None if owner is None else owner.lower()
             owner = owners[spelled]
             if owner is not None and kind == rtype:
                 found.setdefault(owner, []).append((ttl, data[end - size : end]))
             elif owner is not None and owner not in aliases:
                 message = message or bytes(dns.HEADER) + name + bytes(_TYPE_AND_CLASS) + data
-                target = read_name(message, behind + end - size)
+                target = read_name(message, behind + end - size, behind + end)
                 if target is not None:
                     aliases[owner] = Alias(target, ttl)
         start = end
     return Answers(aliases, found)
 
 
-def read_name(message: bytes, start: int) -> bytes | None:
-    """The name at `start`, uncompressed; None when it is malformed.
+def read_name(message: bytes, start: int, end: int) -> bytes | None:
+    """The name between `start` and `end`, uncompressed; None when it is malformed.
 
     Each pointer must lead to before where the piece it ends began (RFC 1035 section 4.1.4: "a prior occurrence"), so
     there are no loops.
@@ -80,26 +80,27 @@ def read_name(message: bytes, start: int) -> bytes | None:
     pieces: list[bytes] = []
     room = _MAX_NAME - 1
     at = begin = start
-    try:
-        while length := message[at]:
-            if length >= _POINTER:
-                at = (length & ~_POINTER) << 8 | message[at + 1]
-                if not dns.HEADER <= at < begin:
-                    return None
-                begin = at
-                continue
-            if length > _MAX_LABEL:
+    limit = min(end, len(message))
+    while at < limit:
+        length = message[at]
+        if not length:
+            pieces.append(b"\x00")
+            return b"".join(pieces)
+        if length >= _POINTER:
+            if at + 1 >= limit:
                 return None
-            end = at + 1 + length
-            room -= end - at
-            if room < 0:
+            at = (length & ~_POINTER) << 8 | message[at + 1]
+            if not dns.HEADER <= at < begin:
                 return None
-            pieces.append(message[at:end])
-            at = end
-    except IndexError:
-        return None
-    pieces.append(b"\x00")
-    return b"".join(pieces)
+            begin, limit = at, len(message)
+            continue
+        behind = at + 1 + length
+        room -= behind - at
+        if length > _MAX_LABEL or room < 0:
+            return None
+        pieces.append(message[at:behind])
+        at = behind
+    return None
 
 
 def build(name: bytes, aliases: Iterable[Alias], rtype: int, ttl: int, data: list[bytes]) -> dns.Records:
