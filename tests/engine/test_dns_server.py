@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Hashable
 
 import dns.edns
 import dns.flags
@@ -18,107 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netstack.engine import dns_server
-from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Drop, Outcome, Transport, Wait
-from netstack.engine.events import DnsEvent, Event
-from netstack.engine.judge import Judge
-from netstack.engine.outbox import Outbox
-from netstack.engine.policy import Policy, PolicySettings
-from netstack.engine.settings import NetworkSettings, Zone, ZoneRecord
-from netstack.engine.zones import Zones
+from netstack.engine.dns_server import Answer, Ask, DnsStream, Drop, Transport, Wait
+from netstack.engine.events import DnsEvent
+from netstack.engine.settings import Zone, ZoneRecord
 
-GUEST = b"\xc0\xa8\x7f\x02"
-OTHER_GUEST = b"\xc0\xa8\x7f\x03"
-ZONES = (
-    Zone("containers.internal", (ZoneRecord("gateway", b"\xc0\xa8\x7f\x01"), ZoneRecord("host", b"\xc0\xa8\x7f\xfe"))),
-    Zone("many.internal", tuple(ZoneRecord("all", bytes([10, 0, 1, last])) for last in range(120))),
-)
-
-Fill = Callable[[dns.message.Message], None]
-
-
-class Gateway:
-    """A server under test, its reports, and an upstream that says what a test tells it to."""
-
-    def __init__(self, *, mtu: int = 1500) -> None:
-        self.events: list[DnsEvent] = []
-        network = NetworkSettings()
-        judge = Judge(Policy(PolicySettings(), network), network, Outbox())
-        self.server = DnsServer(Zones(ZONES), self._note, judge=judge, mtu=mtu)
-        self.now = 100.0
-
-    def _note(self, event: Event) -> None:
-        assert isinstance(event, DnsEvent)
-        self.events.append(event)
-
-    def send(
-        self,
-        query: dns.message.Message | bytes,
-        transport: Transport = "udp",
-        token: Hashable = "t",
-        guest: bytes = GUEST,
-    ) -> Outcome:
-        message = query if isinstance(query, bytes) else query.to_wire()
-        return self.server.ask(message, guest, transport, token, self.now)
-
-    def answer(self, query: dns.message.Message | bytes, transport: Transport = "udp") -> dns.message.Message:
-        """The answer given at once."""
-        outcome = self.send(query, transport)
-        assert isinstance(outcome, Answer)
-        return read(outcome.message)
-
-    def asked(self, query: dns.message.Message, **how: object) -> tuple[int, dns.message.Message]:
-        """The number and the message that goes upstream for a query."""
-        outcome = self.send(query, **how)  # type: ignore[arg-type]  # the keywords of send
-        assert isinstance(outcome, Ask)
-        return outcome.effect.query, dns.message.from_wire(outcome.effect.message)
-
-    def forward(
-        self, query: dns.message.Message, fill: Fill | None = None, transport: Transport = "udp", token: Hashable = "t"
-    ) -> dns.message.Message:
-        """The answer to a query that goes upstream, where `fill` completes an empty response."""
-        number, upstream = self.asked(query, transport=transport, token=token)
-        ((back, message),) = self.server.resolved(number, respond(upstream, fill), self.now + 0.25)
-        assert back == token
-        return read(message)
-
-
-def read(message: bytes) -> dns.message.Message:
-    return dns.message.from_wire(message, ignore_trailing=False)
-
-
-def respond(upstream: dns.message.Message, fill: Fill | None = None) -> bytes:
-    response = dns.message.make_response(upstream, recursion_available=True, our_payload=1232)
-    if fill is not None:
-        fill(response)
-    return response.to_wire(max_size=65535)
-
-
-def records(*texts: str, section: str = "answer") -> Fill:
-    """Puts records in a section, each as `NAME TTL TYPE DATA`."""
-
-    def fill(response: dns.message.Message) -> None:
-        for text in texts:
-            name, ttl, rtype, data = text.split(" ", 3)
-            getattr(response, section).append(dns.rrset.from_text(name, int(ttl), "IN", rtype, data))
-
-    return fill
-
-
-def failing(rcode: dns.rcode.Rcode) -> Fill:
-    return lambda response: response.set_rcode(rcode)
-
-
-def query(name: str = "www.example.com.", rtype: str = "A", **how: object) -> dns.message.Message:
-    return dns.message.make_query(name, rtype, **how)  # type: ignore[arg-type]  # the keywords of make_query
-
-
-def header(flags: int = 0x0100, counts: tuple[int, int, int, int] = (1, 0, 0, 0)) -> bytes:
-    return struct.pack("!6H", 0x1234, flags, *counts)
-
-
-def texts(message: dns.message.Message) -> list[str]:
-    return [rrset.to_text() for rrset in message.answer]
-
+from .dns_guest import GUEST, OTHER_GUEST, Gateway, failing, header, query, read, records, respond, texts
 
 SOA_RECORD = "example.com. 900 SOA ns.example.com. admin.example.com. 1 2 3 4 600"
 
