@@ -1,6 +1,9 @@
-"""A TCP flow that has to say its name before it may go anywhere: its first bytes, what they say, and what follows.
+"""What the first bytes of a TCP flow say, and what follows of it.
 
-The bytes judged are the bytes sent: what is fed here is kept in `held` and goes upstream unchanged once it is allowed.
+A flow that has to say its name before it may go anywhere is fed here; what it says is kept in `held` and goes upstream
+unchanged once it is allowed: the bytes judged are the bytes sent. A flow whose address says the name already (synthetic
+answers) is only watched: its bytes pass as they come, but for the last ones of a hello or a request that disagrees, and
+without its last bytes no server can act on either.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from netstack.engine.judge import Judge
-from netstack.engine.peek import Named, Refuse, RequestGuard, StreamPeek
+from netstack.engine.peek import Named, Outcome, Refuse, RequestGuard, StreamPeek
 from netstack.engine.verdict import REFUSE, Question, Verdict
 from netstack.wire.http_head import http_refusal
 from netstack.wire.tls_hello import tls_alert
@@ -22,38 +25,36 @@ DEADLINE: Final = 5.0
 class Inspection:
     """One flow's inspection."""
 
-    __slots__ = ("_agrees", "_guard", "_judge", "_name", "_peek", "_protocol", "_question", "held")
+    __slots__ = ("_guard", "_judge", "_name", "_peek", "_protocol", "_question", "_watched", "_watching", "held")
 
-    def __init__(self, judge: Judge, question: Question) -> None:
+    def __init__(self, judge: Judge, question: Question, name: str = "") -> None:
+        """`name` is what the flow's address stands for (canonical); without, the flow has to say it."""
         self.held: list[bytes] = []
-        """What the guest has sent so far, in order."""
+        """What the guest has sent so far, in order, while that is still needed."""
         self._judge = judge
         self._question = question
         self._peek = StreamPeek(question.destination[1], strict_ech=judge.policy.settings.strict_ech)
         self._protocol = "other"
-        self._name = ""
+        self._name = name
         self._guard: RequestGuard | None = None
-        self._agrees = True
+        self._watching = bool(name)
+        self._watched = 0
+        """Bytes that passed while they were watched."""
 
     def feed(self, chunk: bytes) -> Verdict | None:
         """Take the next bytes; the verdict as soon as they tell, None while more are needed."""
-        self.held.append(chunk)
-        outcome = self._peek.feed(chunk)
+        outcome = self._read(chunk)
         if isinstance(outcome, Named):
-            self._protocol = outcome.protocol
             self._name = outcome.name
             return self._judge.named(self._question, outcome.name, outcome.protocol, outcome.source)
-        if isinstance(outcome, Refuse):
-            self._protocol = outcome.protocol
-            return _refusal(outcome)
-        return None
+        return None if outcome is None else _refusal(outcome)
 
-    @classmethod
-    def of_named(cls, judge: Judge, question: Question) -> Inspection:
-        """For a flow whose address already says the name (synthetic answers): what it says itself has to agree."""
-        inspection = cls(judge, question)
-        inspection._agrees = False
-        return inspection
+    def _read(self, chunk: bytes) -> Outcome:
+        self.held.append(chunk)
+        outcome = self._peek.feed(chunk)
+        if outcome is not None:
+            self._protocol = outcome.protocol
+        return outcome
 
     def unfinished(self, reason: str) -> Verdict:
         """The verdict for a guest that says no more, or not soon enough."""
@@ -67,41 +68,41 @@ class Inspection:
 
     def pass_on(self, chunks: list[bytes]) -> tuple[list[bytes], Verdict | None]:
         """What of the bytes of an allowed flow may be sent, the held ones first; and the refusal, if there is one."""
-        passed: list[bytes] = []
-        if not self._agrees:
-            for chunk in chunks:
-                refusal = self._compare(chunk)
-                if refusal is not None:
-                    return passed, refusal
-            chunks, self.held = self._agreed_bytes()
-        if self._guard is None:
+        if self._guard is None and not self._watching:
             return chunks, None
+        passed: list[bytes] = []
         for chunk in chunks:
-            data, refuse = self._guard.feed(chunk)
+            if self._guard is not None:
+                data, refuse = self._guard.feed(chunk)
+                refusal = None if refuse is None else _refusal(refuse)
+            elif self._watching:
+                data, refusal = self._watch(chunk)
+            else:
+                data, refusal = chunk, None
             if data:
                 passed.append(data)
-            if refuse is not None:
-                return passed, _refusal(refuse)
+            if refusal is not None:
+                return passed, refusal
         return passed, None
 
-    def _agreed_bytes(self) -> tuple[list[bytes], list[bytes]]:
-        """What may go on now, and what is held on to."""
-        return (self.held, []) if self._agrees else ([], self.held)
-
-    def _compare(self, chunk: bytes) -> Verdict | None:
+    def _watch(self, chunk: bytes) -> tuple[bytes, Verdict | None]:
         """A name in the first bytes has to be the one of the address; a protocol without names passes."""
-        if self._agrees:
-            self.held.append(chunk)
-            return None
-        verdict = self.feed(chunk)
-        if verdict is None:
-            return None
-        if verdict.allowed:
-            self.follow()
-        elif verdict.name or not (verdict.reason == "no-name" or self._protocol == "other"):
-            return verdict
-        self._agrees = True
-        return None
+        outcome = self._read(chunk)
+        if outcome is None:
+            self._watched += len(chunk)
+            return chunk, None
+        if isinstance(outcome, Named) and outcome.name != self._name:
+            reason = "name-disagrees-with-address"
+            return b"", Verdict(REFUSE, outcome.protocol, reason, "", outcome.name, outcome.source)
+        if isinstance(outcome, Refuse) and outcome.protocol != "other" and outcome != Refuse("no-name", "tls"):
+            return b"", _refusal(outcome)
+        self._watching = False
+        held, self.held = self.held, []
+        self.follow()
+        if self._guard is None:
+            return chunk, None
+        data, refuse = self._guard.feed(b"".join(held))
+        return data[self._watched :], None if refuse is None else _refusal(refuse)
 
     def farewell(self, verdict: Verdict) -> tuple[bytes, str]:
         """What the guest is sent before its connection is closed, and the word for it; nothing means a reset."""

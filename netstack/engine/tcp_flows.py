@@ -171,12 +171,14 @@ class TcpFlows:
         self._timers.schedule(flow)
 
     def _refuse_route(self, syn: Syn, question: Question, kind: int, now: float) -> None:
-        told = "nothing" if kind == GROUP else "unreachable" if kind == UNUSED else "reset"
-        self._judge.refused(question, Verdict(REFUSE, "syn", refusal(kind, syn.destination)), told, now)
+        told = "nothing"
         if kind == UNUSED:
-            self._unreachable(syn.packet, icmp.HOST_UNREACHABLE, now)
+            if self._unreachable(syn.packet, icmp.HOST_UNREACHABLE, now):
+                told = "unreachable"
         elif kind != GROUP:
+            told = "reset"
             self._reset(syn)
+        self._judge.refused(question, Verdict(REFUSE, "syn", refusal(kind, syn.destination)), told, now)
 
     def _reset(self, syn: Syn) -> None:
         self.answer_stray(syn, tcp.SYN, 0, 0)
@@ -458,7 +460,7 @@ class TcpFlows:
         flow.state = CONNECTING
         flow.limit_at = now + self._settings.dial_timeout
         if flow.verdict.source == "synthetic":
-            flow.inspection = Inspection.of_named(self._judge, flow.question)
+            flow.inspection = Inspection(self._judge, flow.question, flow.verdict.name)
         elif flow.inspection is not None:
             flow.inspection.follow()
         if flow.inspection is None:
