@@ -107,9 +107,9 @@ class EchoFlows:
         self._send(request, verdict, now)
 
     def _refuse(self, request: _Request, verdict: Verdict, now: float) -> None:
-        self._judge.refused(request.question, verdict, "unreachable", now)
         kept = quotable(request.packet)
-        self._host_errors.tell(effects.PROHIBITED, kept, now, dialled=request.header.destination)
+        told = self._host_errors.tell(effects.PROHIBITED, kept, now, dialled=request.header.destination)
+        self._judge.refused(request.question, verdict, "unreachable" if told else "nothing", now)
 
     def _send(self, request: _Request, verdict: Verdict, now: float) -> None:
         question, packet, header, echo, dialled = request

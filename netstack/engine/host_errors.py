@@ -48,17 +48,18 @@ class HostErrors:
         dialled: bytes,
         offender: bytes = b"",
         mtu: int = 0,
-    ) -> None:
+    ) -> bool:
         """Report `failure` about the guest's packet, of which `quotable` kept the start; it was sent on to `dialled`.
 
         `offender` is the router or host that said so, empty when it was the host itself; `mtu` goes with TOO_BIG.
+        Returns whether the guest is told: there are packets no error may answer, and a bound on their rate.
         """
         message = _MESSAGES.get(failure)
         if message is None or not kept:
-            return
+            return False
         too_big = failure == effects.TOO_BIG
         if too_big and not int.from_bytes(kept[6:8], "big") & ipv4.DONT_FRAGMENT:
-            return  # RFC 792: only where fragmentation is needed and DF forbids it; the next one the host will cut
+            return False  # RFC 792: only where fragmentation is needed and DF forbids it; the next one the host will cut
         error = self._errors.make(
             *message,
             quoted_whole(kept),
@@ -66,8 +67,10 @@ class HostErrors:
             now,
             next_hop_mtu=min(mtu, ipv4.MAX_PACKET) if too_big else 0,
         )
-        if error is not None:
-            self._outbox.packets.append((kept[12:16], error))
+        if error is None:
+            return False
+        self._outbox.packets.append((kept[12:16], error))
+        return True
 
     def _source(self, destination: bytes, dialled: bytes, offender: bytes) -> bytes:
         """Who tells the guest: the host it addressed, by the name it used; a router on the way; else the gateway."""

@@ -192,9 +192,8 @@ class Stack:
         elif header.protocol == ipv4.ICMP:
             self._receive_icmp(packet, header, route, now)
         else:
-            question = self._question(header, 0, 0)
-            self.judge.refused(question, Verdict(REFUSE, "datagram", "ip-protocol"), "unreachable", now)
-            self._error(icmp.UNREACHABLE, icmp.PROTOCOL_UNREACHABLE, packet, now)
+            told = self._error(icmp.UNREACHABLE, icmp.PROTOCOL_UNREACHABLE, packet, now)
+            self._tell_refusal(self._question(header, 0, 0), Verdict(REFUSE, "datagram", "ip-protocol"), told, now)
 
     def _source_fault(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, now: float) -> str | None:
         """Why a packet may not come from where it says it does; None when it may."""
@@ -297,18 +296,22 @@ class Stack:
             self._refuse_datagram(question, packet, route.kind, now)
 
     def _question(self, header: ipv4.Ipv4, source_port: int, destination_port: int) -> Question:
-        return Question(0, header.protocol, (header.source, source_port), (header.destination, destination_port))
+        guest, destination = (header.source, source_port), (header.destination, destination_port)
+        return Question(self._outbox.next_flow(), header.protocol, guest, destination)
 
     def _refuse_datagram(self, question: Question, packet: bytes, kind: int, now: float) -> None:
         """What is no flow and no service: say so as a host or a router would."""
         destination = question.destination[0]
         step = "echo" if question.protocol == ipv4.ICMP else "datagram"
         reason, code = routes.refusal(kind, destination), _DATAGRAM_REFUSALS.get(kind)
-        told = "nothing" if code is None else "unreachable"
-        self.judge.refused(question, Verdict(REFUSE, step, reason), told, now)
+        told = False
         if code is not None:
             source = destination if code == icmp.PORT_UNREACHABLE else None
-            self._error(icmp.UNREACHABLE, code, packet, now, source=source)
+            told = self._error(icmp.UNREACHABLE, code, packet, now, source=source)
+        self._tell_refusal(question, Verdict(REFUSE, step, reason), told, now)
+
+    def _tell_refusal(self, question: Question, verdict: Verdict, told: bool, now: float) -> None:
+        self.judge.refused(question, verdict, "unreachable" if told else "nothing", now)
 
     def _answer_dhcp(self, message: bytes, source: bytes, mac: bytes, now: float) -> None:
         reply = self.dhcp.receive(message, source, mac, now)
@@ -338,10 +341,13 @@ class Stack:
         else:
             self._refuse_datagram(self._question(header, message.identifier, 0), packet, route.kind, now)
 
-    def _error(self, kind: int, code: int, packet: bytes, now: float, *, source: bytes | None = None) -> None:
+    def _error(self, kind: int, code: int, packet: bytes, now: float, *, source: bytes | None = None) -> bool:
+        """Tell the guest of an error in its packet; whether that could be done."""
         error = self._errors.make(kind, code, packet, source or self.settings.gateway_ip, now)
-        if error is not None:
-            self._outbox.packets.append((packet[12:16], error))
+        if error is None:
+            return False
+        self._outbox.packets.append((packet[12:16], error))
+        return True
 
     def guest_left(self, mac: bytes, now: float) -> None:
         """The guest with this MAC is gone (its link ended): its flows end, its lease stays for when it comes back."""

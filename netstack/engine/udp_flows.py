@@ -159,8 +159,8 @@ class UdpFlows:
 
     def refuse(self, question: Question, verdict: Verdict, kept: bytes, now: float) -> None:
         """Tell the guest at once, so that its programs fall back at once: ICMP port unreachable."""
-        self._judge.refused(question, verdict, "unreachable", now)
-        self._host_errors.tell(effects.REFUSED, kept, now, dialled=question.destination[0])
+        told = self._host_errors.tell(effects.REFUSED, kept, now, dialled=question.destination[0])
+        self._judge.refused(question, verdict, "unreachable" if told else "nothing", now)
 
     def name_resolved(self, number: int, address: bytes | None, now: float) -> None:
         """The address of a QUIC flow's name, None when there is none that may be used."""

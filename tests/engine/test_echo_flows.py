@@ -8,6 +8,7 @@ from scapy.layers.inet import ICMP, IP, fragment
 from netstack.engine import echo_flows, effects
 from netstack.engine.effects import CloseEcho, OpenEcho, SendEcho
 from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.verdict import ALLOW, Verdict
 
 from .wire_guest import (
     GATEWAY,
@@ -183,8 +184,9 @@ def test_a_minute_of_silence_ends_it() -> None:
     assert wire.asked_one(CloseEcho) == CloseEcho(flow)
     assert wire.rests()
     guest, alias, dialled = (ip(GUEST), 77), (ip(HOST_ALIAS), 0), (ip(LOOPBACK), 0)
-    assert wire.told(FlowOpened) == [FlowOpened(flow, "icmp", guest, alias, dialled)]
-    assert wire.told(FlowClosed) == [FlowClosed(flow, "icmp", guest, alias, dialled, "idle", 7, 3, 178.0)]
+    verdict = Verdict(ALLOW, "echo", "no-list")
+    assert wire.told(FlowOpened) == [FlowOpened(flow, "icmp", guest, alias, dialled, verdict)]
+    assert wire.told(FlowClosed) == [FlowClosed(flow, "icmp", guest, alias, dialled, "idle", 7, 3, 178.0, verdict)]
 
 
 def test_the_guest_that_left() -> None:

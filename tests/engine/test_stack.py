@@ -1,7 +1,7 @@
 """The whole engine: what becomes of each kind of frame and packet before any flow sees it.
 
 Each test names where a packet goes and holds all that follows from it: what is asked of the host, what the guest hears,
-which drop is counted.
+which drop is counted, which refusal is told.
 """
 
 from __future__ import annotations
@@ -60,6 +60,17 @@ def probes(destination: str, **fields: object) -> list[Packet]:
     return [syn(destination, **fields), udp(destination, 9, b"x", **fields), ping(destination, **fields)]
 
 
+def refusals(
+    destination: str, reason: str, told: tuple[str, ...], ports: tuple[int, ...] = (80, 9, 0)
+) -> list[tuple[str, tuple[bytes, int], str, str, str]]:
+    """What `VirtualWire.refused` says when the first of the `probes` were refused, and the guest `told` so."""
+    kinds = (("tcp", "syn"), ("udp", "datagram"), ("icmp", "echo"))
+    return [
+        (protocol, (ip(destination), port), step, reason, word)
+        for (protocol, step), port, word in zip(kinds, ports, told, strict=False)
+    ]
+
+
 def is_reset(frame: Ether) -> bool:
     return frame.haslayer(TCP) and str(frame[TCP].flags) == "RA" and frame[TCP].ack == 2
 
@@ -72,8 +83,8 @@ def test_an_address_of_the_internet_is_dialled_as_it_is() -> None:
     wire.send(*probes(SERVER))
     assert wire.asked() == [
         OpenStream(1, ip(SERVER), 80),
-        OpenDatagrams(2),
-        SendDatagram(2, ip(SERVER), 9, b"x", 63),
+        OpenDatagrams(3),
+        SendDatagram(3, ip(SERVER), 9, b"x", 63),
         OpenEcho(4),
         SendEcho(4, ip(SERVER), 1, b"abc", 63),
     ]
@@ -97,7 +108,8 @@ def test_an_unused_address_of_the_subnet_is_never_dialled() -> None:
     for frame, packet in zip(wire.hear(), packets, strict=True):
         quoted = wire.quoted(frame, *HOST_UNREACHABLE)
         assert (quoted.dst, bytes(quoted.payload)) == (UNUSED, bytes(packet.payload))
-    assert wire.dropped == {"tcp-unused-address": 1, "udp-unused-address": 1, "icmp-unused-address": 1}
+    assert wire.refused() == refusals(UNUSED, "unused-address", ("unreachable",) * 3)
+    assert wire.dropped == {}
 
 
 def test_a_stray_segment_to_an_unused_address_is_not_answered_in_its_name() -> None:
@@ -118,7 +130,8 @@ def test_an_unserved_port_of_the_gateway_is_refused_by_the_address_that_was_addr
     assert is_reset(reset)
     assert (reset[IP].src, reset[TCP].sport, reset[TCP].dport) == (own, 80, 40_000)
     assert bytes(wire.quoted(unreachable, *PORT_UNREACHABLE, source=own).payload) == bytes(datagram.payload)
-    assert wire.dropped == {"tcp-unserved-port": 1, "udp-unserved-port": 1}
+    assert wire.refused() == refusals(own, "unserved-port", ("reset", "unreachable"))
+    assert wire.dropped == {}
 
 
 def test_a_virtual_ip_serves_no_dns() -> None:
@@ -126,7 +139,8 @@ def test_a_virtual_ip_serves_no_dns() -> None:
     wire = VirtualWire(virtual_ips=frozenset({ip("192.168.127.9")}), nat={})
     wire.send(syn("192.168.127.9", 53), udp("192.168.127.9", 53, bytes(12)))
     assert {frame.haslayer(TCP) for frame in wire.hear()} == {0, 1}
-    assert wire.dropped == {"tcp-unserved-port": 1, "udp-unserved-port": 1}
+    assert wire.refused() == refusals("192.168.127.9", "unserved-port", ("reset", "unreachable"), ports=(53, 53))
+    assert wire.dropped == {}
 
 
 FORBIDDEN = {
@@ -150,7 +164,9 @@ def test_forbidden_addresses_are_never_dialled_and_refused_at_once(address: str)
     assert [is_reset(frame) for frame in frames] == [True, False, False]
     for frame in frames[1:]:
         assert wire.quoted(frame, *PROHIBITED).dst == address
-    assert wire.dropped == {"tcp-forbidden-address": 1, "udp-forbidden-address": 1, "icmp-forbidden-address": 1}
+    reason = "metadata" if address.startswith("169.254.") else "forbidden-address"
+    assert wire.refused() == refusals(address, reason, ("reset", "unreachable", "unreachable"))
+    assert wire.dropped == {}
 
 
 def test_metadata_access_opens_the_metadata_block() -> None:
@@ -169,7 +185,8 @@ def test_groups_and_broadcasts_are_dropped_in_silence(address: str, framed_to: s
     wire.send(*probes(address), destination=BROADCAST_MAC if framed_to == "group" else GATEWAY_MAC)
     assert wire.asks_nothing()
     assert wire.hears_nothing()
-    assert wire.dropped == {"tcp-group-address": 1, "udp-group-address": 1, "icmp-group-address": 1}
+    assert wire.refused() == refusals(address, "group-address", ("nothing",) * 3)
+    assert wire.dropped == {}
 
 
 def test_a_stray_segment_to_a_group_is_not_answered() -> None:
@@ -186,13 +203,25 @@ def test_other_protocols_are_refused(protocol: int) -> None:
     wire.send(IP(src=GUEST, dst=SERVER, proto=protocol) / Raw(b"abcdefghij"))
     assert wire.asks_nothing()
     assert wire.quoted(wire.hear_one(), *PROTOCOL_UNREACHABLE).proto == protocol
-    assert wire.dropped == {"ip-protocol": 1}
+    assert wire.refused() == [(str(protocol), (ip(SERVER), 0), "datagram", "ip-protocol", "unreachable")]
+    assert wire.dropped == {}
 
 
 def test_igmp_to_its_group_is_dropped_in_silence() -> None:
     wire = VirtualWire()
     wire.send(IP(src=GUEST, dst="224.0.0.22", proto=2, ttl=1) / Raw(bytes(8)), destination="01:00:5e:00:00:16")
     assert wire.hears_nothing()
+    assert wire.refused() == [("2", (ip("224.0.0.22"), 0), "datagram", "ip-protocol", "nothing")]
+
+
+def test_a_refusal_says_what_the_guest_was_told() -> None:
+    """The rate of ICMP errors is bounded (RFC 1812 section 4.3.2.8); what is not sent is not said to have been."""
+    wire = VirtualWire()
+    for port in range(1, 241):
+        wire.send(udp(UNUSED, port))
+    told = [told for *_, told in wire.refused()]
+    assert told == ["unreachable"] * 200 + ["nothing"] * 40
+    assert len(wire.hear()) == 200
 
 
 # -- time to live ----------------------------------------------------------------------------------------------------

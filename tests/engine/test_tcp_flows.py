@@ -19,6 +19,7 @@ from netstack.engine.effects import (
     ShutdownStream,
 )
 from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.verdict import ALLOW, Verdict
 
 from .wire_guest import (
     ENGINE_ISN,
@@ -74,7 +75,8 @@ def test_the_syn_is_answered_once_the_host_has_connected(wire: VirtualWire) -> N
     assert wire.told(FlowOpened) == [], "not before the handshake is complete"
     connection.ack()
     port = connection.source_port
-    assert wire.told(FlowOpened) == [FlowOpened(1, "tcp", (ip(GUEST), port), (ip(SERVER), 443), (ip(SERVER), 443))]
+    guest, server = (ip(GUEST), port), (ip(SERVER), 443)
+    assert wire.told(FlowOpened) == [FlowOpened(1, "tcp", guest, server, server, Verdict(ALLOW, "syn", "no-list"))]
 
 
 def test_the_host_alias_is_told_by_both_addresses(wire: VirtualWire) -> None:
@@ -598,7 +600,8 @@ def test_a_full_table_refuses_at_once_and_recovers(wire_options: dict[str, objec
     extra.syn()
     extra.hear_one("RA")
     assert wire.asks_nothing()
-    assert wire.dropped == {"tcp-table-full": 1}
+    assert wire.refused() == [("tcp", (ip(SERVER), 443), "syn", "table-full", "reset")]
+    assert wire.dropped == {}
     connections[1].rst()
     assert wire.asked() == [AbortStream(connections[1].flow)]
     wire.open_tcp()
@@ -826,3 +829,4 @@ def test_nothing_is_dialled_for_the_gateway_itself(wire: VirtualWire) -> None:
     connection.syn()
     connection.hear_one("RA")
     assert wire.asks_nothing()
+    assert wire.refused() == [("tcp", (ip(GATEWAY), 80), "syn", "unserved-port", "reset")]

@@ -9,6 +9,7 @@ from scapy.packet import Packet
 from netstack.engine import effects
 from netstack.engine.effects import CloseDatagrams, OpenDatagrams, SendDatagram
 from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.verdict import ALLOW, Verdict
 
 from .wire_guest import (
     GATEWAY,
@@ -255,10 +256,11 @@ def test_flows_are_told_once_each_with_their_bytes() -> None:
     closed = wire.told(FlowClosed)
     guest = (ip(GUEST), 5000)
     ends = [(guest, (ip(HOST_ALIAS), 7), (ip(LOOPBACK), 7)), (guest, (ip(SERVER), 9), (ip(SERVER), 9))]
-    assert [event[1:] for event in opened] == [("udp", *each) for each in ends]
+    verdict = Verdict(ALLOW, "datagram", "no-list")
+    assert [event[1:] for event in opened] == [("udp", *each, verdict) for each in ends]
     assert [event[1:] for event in closed] == [
-        ("udp", *ends[1], "idle", 1, 0, 30.0),
-        ("udp", *ends[0], "idle", 8, 7, 180.0),
+        ("udp", *ends[1], "idle", 1, 0, 30.0, verdict),
+        ("udp", *ends[0], "idle", 8, 7, 180.0, verdict),
     ]
     assert {event.flow for event in opened} == {event.flow for event in closed}
 

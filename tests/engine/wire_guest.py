@@ -8,6 +8,7 @@ its lengths, its checksums (computed here), its size against the MTU, its addres
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import count
@@ -19,10 +20,11 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import NoPayload, Packet, Raw
 
 from netstack.engine.effects import CloseStream, Effect, OpenStream, Report, SendStream, ShutdownStream
-from netstack.engine.events import Event
+from netstack.engine.events import Event, FlowRefused
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import LinkTraits, NetworkSettings
 from netstack.engine.stack import Stack
+from netstack.engine.verdict import REFUSE
 
 GUEST_MAC, OTHER_MAC = "02:00:00:00:00:02", "02:00:00:00:00:99"
 GATEWAY_MAC, BROADCAST_MAC = "5a:94:ef:e4:0c:dd", "ff:ff:ff:ff:ff:ff"
@@ -185,6 +187,16 @@ class VirtualWire:
         """All events of a kind so far."""
         self.flush()
         return [event for event in self.events if isinstance(event, kind)]
+
+    def refused(self) -> list[tuple[str, tuple[bytes, int], str, str, str]]:
+        """Every refusal so far as (protocol, destination, step, reason, told): one event each, and counted."""
+        events = self.told(FlowRefused)
+        assert all(event.total == 1 and event.verdict.action == REFUSE for event in events)
+        assert self.stack.judge.refusals == Counter(event.verdict.reason for event in events)
+        return [
+            (event.protocol, event.destination, event.verdict.step, event.verdict.reason, event.told)
+            for event in events
+        ]
 
     @property
     def dropped(self) -> dict[str, int]:
