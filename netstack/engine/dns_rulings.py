@@ -80,17 +80,16 @@ class DnsRulings:
         verdict = policy.question(host, "" if host is not None else name_text(name))
         if policy.unrestricted:
             return Admission(verdict)
-        if host is None or not verdict.allowed:
+        if host is None:
+            return self.refused(verdict, qtype, qclass)
+        if not verdict.allowed:
             if hook is None or hook.step != "hook" or not self.overrulable(verdict):
-                return Ruling(self._sinkhole(verdict, qtype, qclass), verdict)
+                return self.refused(verdict, qtype, qclass)
             verdict = hook
-        wildcard = ""
-        if host is not None:
-            wildcard = wildcard_of(policy.rules, host)
-            fault = shape_fault(host, wildcard) if wildcard else ""
-            if fault:
-                verdict = _instead(verdict, REFUSE, fault)
-                return Ruling(self._sinkhole(verdict, qtype, qclass), verdict)
+        wildcard = wildcard_of(policy.rules, host)
+        fault = shape_fault(host, wildcard) if wildcard else ""
+        if fault:
+            return self.refused(_instead(verdict, REFUSE, fault), qtype, qclass)
         if qclass != wire.CLASS_IN:
             verdict = _instead(verdict, REFUSE, "class-not-forwarded")
             return Ruling(wire.Reply(wire.REFUSED, errors=_blocked(verdict.reason)), verdict)
@@ -107,7 +106,7 @@ class DnsRulings:
         return verdict.reason == "name-not-allowed" and self._judge.overrulable(verdict)
 
     def refused(self, verdict: Verdict, qtype: int, qclass: int) -> Ruling:
-        """The answer where a hook refuses."""
+        """The answer to a question for a name that is not allowed, by the policy or by a hook."""
         return Ruling(self._sinkhole(verdict, qtype, qclass), verdict)
 
     def leaves(self, admission: Admission, guest: bytes, qtype: int, now: float) -> Ruling | None:
