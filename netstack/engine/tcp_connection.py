@@ -141,7 +141,7 @@ class TcpConnection:
         acknowledgement = 0
         if flags & ACK:
             acknowledgement = buffer.next & _MASK
-            buffer.edge = buffer.next + window
+            buffer.edge = max(buffer.edge, buffer.next + window)
         self._urgent.append(self._writer.frame(sender.una & _MASK, acknowledgement, flags, window, options))
         sender.syn_sent(now, repeated=repeated)
         self._set_deadline()
