@@ -461,8 +461,11 @@ class TcpConnection:
     def _keep_alive(self, now: float) -> None:
         """Something the guest has already makes it say that it is there (RFC 9293 section 3.8.4)."""
         limits, sender = self._limits, self._sender
-        if self._last_heard + limits.keepalive_idle > now or sender.timer_at != inf:
-            return  # heard of meanwhile, or it is being asked: _set_deadline looks again
+        if self._last_heard + limits.keepalive_idle > now:
+            return  # heard of meanwhile: _set_deadline looks again
+        self._quiet_at = now + limits.keepalive_interval
+        if sender.timer_at != inf:
+            return  # it is being asked already
         if sender.unanswered >= limits.keepalive_probes:
             self._give_up()
             return
@@ -470,7 +473,6 @@ class TcpConnection:
         buffer, options = self.receive_buffer, self._stamps.option(now)
         position = sender.next - 1 & _MASK
         self._urgent.append(self._writer.frame(position, buffer.next & _MASK, ACK, buffer.advertise(), options))
-        self._quiet_at = now + limits.keepalive_interval
 
     def _give_up(self) -> None:
         self.abort()
