@@ -99,6 +99,9 @@ class Hostage:
             self.check_frame(frame)
         self.urgent.clear()
         assert connection.deadline > self.now or connection.deadline == inf
+        sender = connection._sender
+        if connection.state in tcp_states.SYNCHRONIZED and sender.una < max(sender.next, sender.buffer.end):
+            assert connection.deadline < inf, "something is to be sent or repeated, and no timer runs"
         buffer = connection.receive_buffer
         assert buffer.edge >= self.edge or self.edge == -1
         if buffer.next:
