@@ -104,7 +104,7 @@ class Hostage:
             assert connection.deadline < inf, "something is to be sent or repeated, and no timer runs"
         buffer = connection.receive_buffer
         assert buffer.edge >= self.edge or self.edge == -1
-        if buffer.next:
+        if buffer.next and connection.state != tcp_states.LISTEN:  # a SYN said anew replaces the one that waits
             self.edge = buffer.edge
         assert buffer._pieces <= 2 * MAX_PIECES
         assert sum(len(piece) for run in buffer._runs for piece in run) <= self.limits.max_receive_window + 128
