@@ -101,6 +101,10 @@ class Switch:
         gone = [mac for mac, station in self._table.items() if station.port == port]
         for mac in gone:
             del self._table[mac]
+        own = self._ports.get(port)
+        if own is not None:
+            own.stations = 0
+            own.last_key = None
         return gone
 
     @property

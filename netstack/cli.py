@@ -125,6 +125,12 @@ _NETWORK_OPTIONS: Final = (
         metavar="SECONDS",
         help="The same for one that was never answered.",
     ),
+    click.option(
+        "--tcp-keepalive",
+        type=float,
+        metavar="SECONDS",
+        help="Idle time after which a guest is asked whether its connection still lives.  [default: never]",
+    ),
     click.option("--metadata-access", is_flag=True, help="Let the guest reach 169.254.0.0/16 (cloud metadata)."),
 )
 

@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote
@@ -450,6 +451,7 @@ def network_settings(
     search: Sequence[str] = (),
     udp_timeout: float = 180.0,
     udp_unreplied_timeout: float = 30.0,
+    tcp_keepalive: float | None = None,
     metadata_access: bool = False,
 ) -> NetworkSettings:
     """The guest's network from the values of the options of the same names. Raises ConfigError.
@@ -482,6 +484,7 @@ def network_settings(
         search_domains=tuple(search),
         zones=tuple(own.values()),
         metadata_access=metadata_access,
+        tcp_keepalive=inf if tcp_keepalive is None else parse_seconds(tcp_keepalive, "--tcp-keepalive"),
         udp_replied_timeout=parse_seconds(udp_timeout, "--udp-timeout"),
         udp_unreplied_timeout=parse_seconds(udp_unreplied_timeout, "--udp-unreplied-timeout"),
     )

@@ -34,6 +34,7 @@ def test_defaults_are_those_of_gvproxy_without_a_configuration_file():
     assert made.static_leases == {bytes.fromhex("5a94efe40cee"): ip("192.168.127.2")}
     assert made.udp_replied_timeout == 180
     assert made.udp_unreplied_timeout == 30
+    assert made.tcp_keepalive == float("inf")
     assert made.metadata_access is False
     assert [zone.name for zone in made.zones] == ["containers.internal", "docker.internal"]
     for zone in made.zones:
@@ -96,6 +97,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"mtu": 575}, "--mtu '575'", "from 576 to 65521"),
     ({"mtu": 65522}, "--mtu", "from 576 to 65521"),
     ({"udp_timeout": 0.5}, "--udp-timeout '0.5'", "from 1 to 86400"),
+    ({"tcp_keepalive": 0.0}, "--tcp-keepalive", "from 1 to 86400"),
     ({"udp_unreplied_timeout": float("nan")}, "--udp-unreplied-timeout", "from 1 to 86400"),
     ({"nat": ["10.0.0.1"]}, "--nat '10.0.0.1'", "IP=IP"),
     ({"nat": ["10.0.0.1=::1"]}, "--nat '::1'", "an IPv4 address"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 BROADCAST_MAC = b"\xff" * 6
 
@@ -73,6 +74,8 @@ class NetworkSettings:
     """Seconds a UDP flow lives after its last datagram while the other side never answered."""
     udp_replied_timeout: float = 180.0
     """Seconds once it was answered (RFC 4787 section 4.3 asks for two minutes or more)."""
+    tcp_keepalive: float = inf
+    """Idle seconds before a guest is asked whether its connection still lives; off (RFC 9293 section 3.8.4)."""
     dial_timeout: float = 30.0
     """Seconds a TCP dial may take, each on its own."""
     max_tcp_flows: int = 16384

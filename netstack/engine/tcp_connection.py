@@ -138,10 +138,9 @@ class TcpConnection:
             timestamps=(stamps.clock(now), stamps.recent) if stamps.used else None,
         )
         window = min(MIN_BUFFER, self._limits.max_receive_window, 0xFFFF)
-        acknowledgement = 0
+        acknowledgement = buffer.next & _MASK if flags & ACK else 0
         if flags & ACK:
-            acknowledgement = buffer.next & _MASK
-            buffer.edge = buffer.next + window
+            buffer.edge = max(buffer.edge, buffer.next + window)
         self._urgent.append(self._writer.frame(sender.una & _MASK, acknowledgement, flags, window, options))
         sender.syn_sent(now, repeated=repeated)
         self._set_deadline()
@@ -174,12 +173,10 @@ class TcpConnection:
 
     def abort(self) -> None:
         """Reset the connection (RFC 9293 section 3.10.5); in LISTEN, refuse it (section 3.10.7.1)."""
-        state = self.state
-        receive = self.receive_buffer.next & _MASK
-        if state == st.LISTEN:
-            self._urgent.append(self._writer.frame(0, receive, RST | ACK, 0))
-        elif state not in (st.CLOSED, st.TIME_WAIT, st.SYN_SENT):
-            self._urgent.append(self._writer.frame(self._sender.next & _MASK, receive, RST | ACK, 0))
+        state, receive = self.state, self.receive_buffer.next & _MASK
+        if state not in (st.CLOSED, st.TIME_WAIT, st.SYN_SENT):
+            sequence = 0 if state == st.LISTEN else self._sender.next & _MASK
+            self._urgent.append(self._writer.frame(sequence, receive, RST | ACK, 0))
         self._end(0)
 
     # -- segments from the guest --------------------------------------------------------------------------------------
@@ -228,8 +225,10 @@ class TcpConnection:
         if self.state == st.SYN_SENT:
             self._receive_syn_sent(sequence, acknowledgement, flags, window, options, payload, now)
         elif self.state == st.LISTEN:
-            if flags & RST and sequence == buffer.next & _MASK:
+            if flags & RST and sequence == expected & _MASK:
                 self._end(st.PEER_RESET)
+            elif flags & (SYN | ACK | RST) == SYN:  # said again, or anew: the last one is answered, its stamp echoed
+                self._take_syn(sequence, window, tcp.parse_options(options), now)
         elif self.state != st.CLOSED:
             self._receive_general(sequence, acknowledgement, flags, window, options, payload, now)
             self._set_deadline()
@@ -461,8 +460,11 @@ class TcpConnection:
     def _keep_alive(self, now: float) -> None:
         """Something the guest has already makes it say that it is there (RFC 9293 section 3.8.4)."""
         limits, sender = self._limits, self._sender
-        if self._last_heard + limits.keepalive_idle > now or sender.timer_at != inf:
-            return  # heard of meanwhile, or it is being asked: _set_deadline looks again
+        if self._last_heard + limits.keepalive_idle > now:
+            return  # heard of meanwhile: _set_deadline looks again
+        self._quiet_at = now + limits.keepalive_interval
+        if sender.timer_at != inf:
+            return  # it is being asked already
         if sender.unanswered >= limits.keepalive_probes:
             self._give_up()
             return
@@ -470,7 +472,6 @@ class TcpConnection:
         buffer, options = self.receive_buffer, self._stamps.option(now)
         position = sender.next - 1 & _MASK
         self._urgent.append(self._writer.frame(position, buffer.next & _MASK, ACK, buffer.advertise(), options))
-        self._quiet_at = now + limits.keepalive_interval
 
     def _give_up(self) -> None:
         self.abort()

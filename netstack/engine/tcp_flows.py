@@ -95,7 +95,10 @@ class TcpFlows:
         mss = settings.link.mtu - 40
         window = min(4 << 20, settings.link.queue_frames * mss * 3 // 4)
         self._limits = TcpLimits(
-            mss=mss, max_receive_window=max(window, mss), max_congestion_window=max(window, 10 * mss)
+            mss=mss,
+            max_receive_window=max(window, mss),
+            max_congestion_window=max(window, 10 * mss),
+            keepalive_idle=settings.tcp_keepalive,
         )
         self._streams: dict[int, TcpFlow] = {}
         self._half_open: dict[int, TcpFlow] = {}

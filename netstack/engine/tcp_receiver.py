@@ -119,14 +119,10 @@ class Receiver:
 
     def sack_option(self, limit: int) -> bytes:
         """The SACK option, of up to `limit` blocks: first what came twice (RFC 2883). Empty when there is nothing."""
-        if not self.has_blocks:
-            return b""
         blocks = [self._duplicate] if self._duplicate is not None else []
-        blocks += self.buffer.sack_blocks(limit - len(blocks))
-        if not blocks:
-            return b""
-        finish = self._finish_at  # a FIN that waits behind a gap counts as the last byte
-        return tcp.build_sack([(left & _MASK, right + (right == finish) & _MASK) for left, right in blocks])
+        for left, right in self.buffer.sack_blocks(limit - len(blocks)):
+            blocks.append((left, right + (right == self._finish_at)))  # a FIN behind a gap counts as the last byte
+        return tcp.build_sack([(left & _MASK, right & _MASK) for left, right in blocks]) if blocks else b""
 
     def acknowledgement_went_out(self) -> None:
         """The guest was told of everything up to `buffer.next`."""

@@ -34,7 +34,9 @@ from netstack.hooks import HookRunner
 _Asked = TypeVar("_Asked")
 
 MAX_BACKLOG: Final = 256
-"""Frames a link may have waiting before bulk data is held back in the engine, where nothing is lost."""
+"""Frames a link may have waiting before its guests' bulk data is held back in the engine, where nothing is lost."""
+FRAMES_PER_FLUSH: Final = 256
+"""Frames with bulk data in one batch; then others are heard."""
 
 
 def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
@@ -46,6 +48,17 @@ def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
         return (int.from_bytes(digest, "big") + int(now * 250_000)) & 0xFFFFFFFF
 
     return initial_sequence
+
+
+class _Attachment:
+    """A link that is being served."""
+
+    __slots__ = ("behind", "link")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.behind = trio.Event()
+        """Set when a flush found that it had too much waiting."""
 
 
 class Driver:
@@ -73,10 +86,10 @@ class Driver:
             self.stack.judge.loosens = hooks.may_allow
         self._dialer = Dialer(self.stack, self.sockets, resolver, self.flush)
         self._event_sink = event_sink
-        self._links: list[Link] = []
+        self._attached: dict[int, _Attachment] = {}
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
-        self._stalled = trio.Event()
+        self._more = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve host sockets, timers and DNS until cancelled; then every host socket is closed."""
@@ -85,29 +98,33 @@ class Driver:
                 self._nursery = nursery
                 nursery.start_soon(self._watch_host_sockets)
                 nursery.start_soon(self._watch_time)
-                nursery.start_soon(self._watch_backlog)
+                nursery.start_soon(self._send_more)
                 task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None  # before the nursery is closed: links may still flush
         finally:
-            self._nursery = None
             self.sockets.close()
 
     async def serve(self, link: Link) -> None:
         """Carry frames between one link and the engine until the link ends.
 
-        Returns when the guest's side is gone; raises LinkError when it sends what cannot be understood. `run` must be
-        running. The link is closed on the way out.
+        Returns when the guest's side is gone; raises LinkError, or a group with one, when it sends what cannot be
+        understood. `run` must be running. The link is closed on the way out.
         """
         port = self.switch.attach(link)
-        self._links.append(link)
+        attached = self._attached[port] = _Attachment(link)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(link.run)
+                nursery.start_soon(self._catch_up, attached)
                 try:
                     await self._pump(link, port)
                 except LinkClosed:
                     nursery.cancel_scope.cancel()
         finally:
-            self._links.remove(link)
+            del self._attached[port]
             link.close()
             self._guests_left(self.switch.detach(port), trio.current_time())
             self.flush()
@@ -144,15 +161,31 @@ class Driver:
             self.stack.advance(trio.current_time())
             self.flush()
 
-    async def _watch_backlog(self) -> None:
-        """Data that was held back because a link had too much waiting goes on once the links have caught up."""
+    async def _send_more(self) -> None:
+        """Data for which one flush had no room goes on once the other tasks have had their turn."""
         while True:
-            await self._stalled.wait()
-            for link in list(self._links):
-                await link.wait_backlog_drained()
-            self._stalled = trio.Event()
-            self.flush()
+            await self._more.wait()
+            self._more = trio.Event()
             await trio.lowlevel.checkpoint()
+            self.flush()
+
+    async def _catch_up(self, attached: _Attachment) -> None:
+        """Data that was held back because this link had too much waiting goes on once it has caught up."""
+        while True:
+            await attached.behind.wait()
+            await attached.link.wait_backlog_drained()
+            attached.behind = trio.Event()
+            await trio.lowlevel.checkpoint()
+            self.flush()
+
+    def _held(self, now: float) -> frozenset[bytes]:
+        """The MACs on links that are behind. One guest that does not read holds back nobody else."""
+        behind = {port: each for port, each in self._attached.items() if each.link.backlog >= MAX_BACKLOG}
+        if not behind:
+            return frozenset()
+        for attached in behind.values():
+            attached.behind.set()
+        return frozenset(entry.mac for entry in self.switch.table(now) if entry.port in behind)
 
     def flush(self) -> None:
         """Carry out what the engine asks, send what it has for the guests, and set the alarm for the next deadline."""
@@ -180,11 +213,11 @@ class Driver:
                         self._dialer.cancel(effect.flow)
                     perform[type(effect)](effect, now)
             asked = stack.take_effects(now)
-        frames = stack.take_frames(now, MAX_BACKLOG - self.switch.backlog)
+        frames = stack.take_frames(now, FRAMES_PER_FLUSH, self._held(now))
         if frames:
             self.switch.egress(frames)
         if stack.frames_wait:
-            self._stalled.set()
+            self._more.set()
         deadline = stack.next_deadline()
         if deadline < self._timer.deadline:  # moving it costs; one that comes too early only looks around
             self._timer.deadline = deadline

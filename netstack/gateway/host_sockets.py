@@ -14,10 +14,12 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from netstack.engine import effects
 from netstack.engine.stack import Stack
+from netstack.gateway.socket_errors import failure_of, keep_errors, read_errors
 from netstack.wire import icmp
 
 READ_SIZE: Final = 65_536
@@ -25,35 +27,24 @@ READ_SIZE: Final = 65_536
 MAX_PIECES: Final = 512
 """Pieces per vectored send, below IOV_MAX everywhere."""
 DATAGRAMS_PER_WAKE: Final = 32
+SOCKETS_PER_WAKE: Final = 128
+"""Sockets handled before what came of it is sent to the guest, and before the guest is heard again."""
+MAX_LINGERING: Final = 256
+"""Streams that are over but for bytes their peer has not taken; beyond, the oldest is reset. The guest has closed them,
+so that none of the engine's bounds counts them.
+"""
+SEND_TRIES: Final = 3
+"""A send fails with the errors of earlier ones first."""
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence before a host connection is asked whether it still lives, as gvproxy has it."""
 DEFAULT_TTL: Final = 64
 LOW_TTL: Final = 32
 """Datagrams with less are probes of the path (traceroute) and keep their TTL; others get the host's own."""
 
-_IP_RECVERR: Final = 11  # Linux; the socket module has no name for it
-_FROM_ICMP: Final = 2  # SO_EE_ORIGIN_ICMP
 _LINUX: Final = sys.platform == "linux"
 _RESET: Final = struct.pack("ii", 1, 0)
-
-_FAILURES: Final = {
-    errno.ECONNREFUSED: effects.REFUSED,
-    errno.ECONNRESET: effects.REFUSED,
-    errno.ENETUNREACH: effects.NETWORK_UNREACHABLE,
-    errno.ENETDOWN: effects.NETWORK_UNREACHABLE,
-    errno.EHOSTUNREACH: effects.HOST_UNREACHABLE,
-    errno.EHOSTDOWN: effects.HOST_UNREACHABLE,
-    errno.EINVAL: effects.HOST_UNREACHABLE,  # Linux's answer to a blackhole route
-    errno.EACCES: effects.PROHIBITED,
-    errno.EPERM: effects.PROHIBITED,
-    errno.ETIMEDOUT: effects.TIMED_OUT,
-    errno.EMSGSIZE: effects.TOO_BIG,
-}
-
-
-def failure_of(number: int | None) -> int:
-    """The effects word for an errno."""
-    return _FAILURES.get(number or 0, effects.NO_RESOURCES)
+_NOT_NOW: Final = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
+"""The host's queue is full: the datagram is lost, as datagrams are."""
 
 
 class _Host:
@@ -97,7 +88,10 @@ class HostSockets:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._selector = selectors.DefaultSelector()
+        self._closed = False
         self._hosts: dict[int, _Host] = {}
+        self._lingering: dict[int, _Stream] = {}
+        self._ready: deque[tuple[_Host, int]] = deque()
         self._buffer = bytearray(65_536)
         self._view = memoryview(self._buffer)
         self.perform: dict[type, Callable[[Any, float], None]] = {
@@ -125,7 +119,13 @@ class HostSockets:
         return len(self._hosts)
 
     def close(self) -> None:
-        """Close every host socket. Established connections are reset: their guest is going away."""
+        """Close every host socket. Established connections are reset: their guest is going away.
+
+        What is asked for afterwards fails as on a host without resources. Safe to call twice.
+        """
+        if self._closed:
+            return
+        self._closed = True
         for host in list(self._hosts.values()):
             if isinstance(host, _Stream):
                 _reset_on_close(host.sock)
@@ -133,16 +133,22 @@ class HostSockets:
         self._selector.close()
 
     def handle_ready(self, now: float) -> None:
-        """Handle every host socket that is ready, once."""
-        for key, mask in self._selector.select(0):
-            host = key.data
+        """Handle host sockets that are ready, each once and SOCKETS_PER_WAKE at most; the others are next."""
+        ready = self._ready
+        if not ready:
+            ready.extend((key.data, mask) for key, mask in self._selector.select(0))
+        for _ in range(min(len(ready), SOCKETS_PER_WAKE)):
+            host, mask = ready.popleft()
+            mask &= host.interest  # what was ready may have been closed since, or be watched no more
+            if not mask:
+                continue
             if type(host) is _Stream:
                 if host.connecting:
                     self._connected(host, now)
                     continue
                 if mask & selectors.EVENT_WRITE:
                     self._flush(host, now)
-                if mask & selectors.EVENT_READ and host.sock.fileno() >= 0:
+                if mask & host.interest & selectors.EVENT_READ:
                     self._read(host, now)
             elif type(host) is _Echo:
                 self._receive_echoes(host, now)
@@ -152,27 +158,38 @@ class HostSockets:
     # -- registration ----------------------------------------------------------------------------------------
 
     def _add(self, host: _Host, interest: int) -> None:
-        self._hosts[host.flow] = host
-        host.interest = interest
+        """Watch a new socket. Raises OSError when the kernel has no place for it (epoll_ctl(2): ENOMEM, ENOSPC)."""
+        if self._closed:
+            raise OSError(errno.ECANCELED, "the host's side is closed")
         self._selector.register(host.sock, interest, host)
-
-    def _watch(self, host: _Host, interest: int) -> None:
-        if interest == host.interest:
-            return
-        if not host.interest:
-            self._selector.register(host.sock, interest, host)
-        elif not interest:
-            self._selector.unregister(host.sock)
-        else:
-            self._selector.modify(host.sock, interest, host)
         host.interest = interest
+        self._hosts[host.flow] = host
+
+    def _watch(self, stream: _Stream, interest: int, now: float) -> bool:
+        """Change what is waited for; False when that could not be done, which is the end of the stream."""
+        if interest == stream.interest:
+            return True
+        try:
+            if not stream.interest:
+                self._selector.register(stream.sock, interest, stream)
+            elif not interest:
+                self._selector.unregister(stream.sock)
+            else:
+                self._selector.modify(stream.sock, interest, stream)
+        except OSError:
+            stream.interest = 0  # the selector has forgotten it by now
+            self._fail(stream, now)
+            return False
+        stream.interest = interest
+        return True
 
     def _drop(self, host: _Host) -> None:
         if host.interest:
             self._selector.unregister(host.sock)
             host.interest = 0
-        host.sock.close()
         self._hosts.pop(host.flow, None)
+        self._lingering.pop(host.flow, None)
+        _close(host.sock)
 
     def _stream(self, flow: int) -> _Stream | None:
         host = self._hosts.get(flow)
@@ -186,13 +203,15 @@ class HostSockets:
         except OSError as error:
             self._stack.stream_failed(effect.flow, failure_of(error.errno), now)
             return
-        number = sock.connect_ex((socket.inet_ntoa(effect.address), effect.port))
-        stream = _Stream(effect.flow, sock)
-        if number in (0, errno.EINPROGRESS):
-            self._add(stream, selectors.EVENT_WRITE)
-        else:
-            sock.close()
-            self._stack.stream_failed(effect.flow, failure_of(number), now)
+        try:
+            number = sock.connect_ex((socket.inet_ntoa(effect.address), effect.port))
+            if number in (0, errno.EINPROGRESS):
+                self._add(_Stream(effect.flow, sock), selectors.EVENT_WRITE)
+                return
+        except OSError as error:
+            number = error.errno or errno.EIO
+        _close(sock)
+        self._stack.stream_failed(effect.flow, failure_of(number), now)
 
     def adopt(self, flow: int, sock: socket.socket) -> None:
         """Take over a connected socket for a flow whose name was dialled."""
@@ -202,13 +221,16 @@ class HostSockets:
 
     def _connected(self, stream: _Stream, now: float) -> None:
         number = stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not number and _is_connected_to_itself(stream.sock):
+            _reset_on_close(stream.sock)
+            number = errno.ECONNREFUSED
         if number:
             self._drop(stream)
             self._stack.stream_failed(stream.flow, failure_of(number), now)
             return
         stream.connecting = False
-        self._watch(stream, selectors.EVENT_READ)
         self._stack.stream_opened(stream.flow, now)
+        self._watch(stream, selectors.EVENT_READ, now)
 
     def _send_stream(self, effect: effects.SendStream, now: float) -> None:
         stream = self._stream(effect.flow)
@@ -225,7 +247,7 @@ class HostSockets:
             if sent < len(chunk):
                 stream.unsent.append(memoryview(chunk)[sent:])
                 stream.unsent.extend(chunks[index + 1 :])
-                self._watch(stream, stream.interest | selectors.EVENT_WRITE)
+                self._watch(stream, stream.interest | selectors.EVENT_WRITE, now)
                 return
             sent -= len(chunk)
 
@@ -244,24 +266,22 @@ class HostSockets:
     def _flush(self, stream: _Stream, now: float) -> None:
         unsent = stream.unsent
         while unsent:
-            batch = [unsent[index] for index in range(min(len(unsent), MAX_PIECES))]
-            sent = self._write(stream, batch, now)
+            sent = self._write(stream, list(islice(unsent, MAX_PIECES)), now)
             if not sent:
                 return
             while unsent and sent >= len(unsent[0]):
                 sent -= len(unsent.popleft())
             if sent:
                 unsent[0] = memoryview(unsent[0])[sent:]
-        self._watch(stream, stream.interest & ~selectors.EVENT_WRITE)
         if stream.closing:
             self._drop(stream)
-        elif stream.shutting:
+        elif self._watch(stream, stream.interest & ~selectors.EVENT_WRITE, now) and stream.shutting:
             self._finish_writing(stream, now)
 
     def _read(self, stream: _Stream, now: float) -> None:
         room = self._stack.stream_room(stream.flow)
         if not room:
-            self._watch(stream, stream.interest & ~selectors.EVENT_READ)
+            self._watch(stream, stream.interest & ~selectors.EVENT_READ, now)
             return
         try:
             data = stream.sock.recv(min(room, READ_SIZE))
@@ -274,17 +294,17 @@ class HostSockets:
             self._stack.stream_received(stream.flow, data)
         else:
             stream.ended = True
-            self._watch(stream, stream.interest & ~selectors.EVENT_READ)
-            self._stack.stream_ended(stream.flow)
+            if self._watch(stream, stream.interest & ~selectors.EVENT_READ, now):
+                self._stack.stream_ended(stream.flow)
 
     def _fail(self, stream: _Stream, now: float) -> None:
         self._drop(stream)
         self._stack.stream_reset(stream.flow, now)
 
-    def _read_stream(self, effect: effects.ReadStream, _now: float) -> None:
+    def _read_stream(self, effect: effects.ReadStream, now: float) -> None:
         stream = self._stream(effect.flow)
         if stream is not None and not stream.ended and not stream.connecting:
-            self._watch(stream, stream.interest | selectors.EVENT_READ)
+            self._watch(stream, stream.interest | selectors.EVENT_READ, now)
 
     def _shutdown_stream(self, effect: effects.ShutdownStream, now: float) -> None:
         stream = self._stream(effect.flow)
@@ -303,135 +323,152 @@ class HostSockets:
         stream = self._stream(effect.flow)
         if stream is None:
             return
-        stream.closing = True
         if not stream.unsent:
             self._drop(stream)
+            return
+        stream.closing = True
+        self._lingering[effect.flow] = stream
+        if len(self._lingering) > MAX_LINGERING:
+            self._abort(next(iter(self._lingering.values())))
 
     def _abort_stream(self, effect: effects.AbortStream, _now: float) -> None:
         stream = self._stream(effect.flow)
         if stream is not None:
-            _reset_on_close(stream.sock)
-            self._drop(stream)
+            self._abort(stream)
+
+    def _abort(self, stream: _Stream) -> None:
+        _reset_on_close(stream.sock)
+        self._drop(stream)
 
     # -- datagrams -------------------------------------------------------------------------------------------
 
     def _open_datagrams(self, effect: effects.OpenDatagrams, _now: float) -> None:
-        with contextlib.suppress(OSError):  # without a socket every datagram fails, and says so
+        self._datagrams(effect.flow)
+
+    def _datagrams(self, flow: int) -> _Datagrams | None:
+        """The socket of a mapping. One that could not be made is tried again for each datagram: resources come back."""
+        host = self._hosts.get(flow)
+        if host is not None:
+            return host if type(host) is _Datagrams else None
+        sock = None
+        try:
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            _report_errors(sock)
-            self._add(_Datagrams(effect.flow, sock), selectors.EVENT_READ)
+            keep_errors(sock)
+            made = _Datagrams(flow, sock)
+            self._add(made, selectors.EVENT_READ)
+        except OSError:
+            if sock is not None:
+                _close(sock)
+            return None
+        return made
 
     def _send_datagram(self, effect: effects.SendDatagram, now: float) -> None:
-        host = self._hosts.get(effect.flow)
-        if not isinstance(host, _Datagrams):
-            self._stack.datagram_failed(effect.flow, effect.address, effect.port, effects.NETWORK_UNREACHABLE, now)
-            return
-        number = self._send_to(host, effect.payload, effect.address, effect.port, effect.ttl, now)
-        if number:
-            self._stack.datagram_failed(effect.flow, effect.address, effect.port, failure_of(number), now)
+        host = self._datagrams(effect.flow)
+        if host is None:
+            failure = effects.NETWORK_UNREACHABLE
+        else:
+            failure = self._send_to(host, effect.payload, effect.address, effect.port, effect.ttl, now)
+        if failure:
+            self._stack.datagram_failed(effect.flow, effect.address, effect.port, failure, now)
 
     def _send_to(self, host: _Datagrams, data: bytes, address: bytes, port: int, ttl: int, now: float) -> int:
-        """Send; the errno when that failed at once. An error of an earlier datagram is reported for what it is."""
+        """Send; the effects word if that failed, else 0. Errors of earlier datagrams go to whom they concern."""
         wanted = ttl if 0 < ttl < LOW_TTL else DEFAULT_TTL  # 0: the host itself was addressed
-        if wanted != host.ttl:
-            host.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, wanted)
-            host.ttl = wanted
         target = (socket.inet_ntoa(address), port)
-        try:
-            host.sock.sendto(data, target)
-        except (BlockingIOError, InterruptedError):
-            return 0  # the host's queue is full: lost, as datagrams are
-        except OSError as error:
-            if not self._read_error_queue(host, now):
-                return error.errno or errno.EIO
+        number = 0
+        for _ in range(SEND_TRIES):
             try:
+                if wanted != host.ttl:
+                    host.sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, wanted)
+                    host.ttl = wanted
                 host.sock.sendto(data, target)
-            except OSError as again:
-                return again.errno or errno.EIO
-        return 0
+            except OSError as error:
+                if error.errno in _NOT_NOW:
+                    return 0
+                number = error.errno or errno.EIO
+                self._report_errors(host, now)
+            else:
+                return 0
+        return failure_of(number)
 
     def _receive_datagrams(self, host: _Datagrams, now: float) -> None:
-        for _ in range(DATAGRAMS_PER_WAKE):
+        for data, (address, port) in self._receive(host, now):
+            self._stack.datagram_received(host.flow, socket.inet_aton(address), port, data, now)
+
+    def _receive(self, host: _Datagrams, now: float) -> list[tuple[bytes, tuple[str, int]]]:
+        """What has come to a socket, DATAGRAMS_PER_WAKE of it at most; errors are reported on the way."""
+        received = []
+        for count in range(DATAGRAMS_PER_WAKE):
             try:
                 size, source = host.sock.recvfrom_into(self._buffer)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._read_error_queue(host, now)
-                continue
-            address, port = source[:2]
-            self._stack.datagram_received(host.flow, socket.inet_aton(address), port, bytes(self._view[:size]), now)
+            except OSError as error:
+                if error.errno not in _NOT_NOW or not count:  # woken for nothing but the errors that wait
+                    self._report_errors(host, now)
+                if error.errno in _NOT_NOW:
+                    break
+            else:
+                received.append((bytes(self._view[:size]), source))
+        return received
 
     def _close_datagrams(self, effect: effects.CloseDatagrams, _now: float) -> None:
         host = self._hosts.get(effect.flow)
         if host is not None:
             self._drop(host)
 
+    def _report_errors(self, host: _Datagrams, now: float) -> None:
+        echo = type(host) is _Echo
+        for error in read_errors(host.sock):
+            failure, address, port, offender, mtu = error
+            if echo:
+                self._stack.echo_failed(host.flow, address, failure, now, offender=offender, mtu=mtu)
+            else:
+                self._stack.datagram_failed(host.flow, address, port, failure, now, offender=offender, mtu=mtu)
+
     # -- echo ------------------------------------------------------------------------------------------------
 
     def _open_echo(self, effect: effects.OpenEcho, _now: float) -> None:
-        with contextlib.suppress(OSError):  # not allowed on this host: each request fails, and says so
+        self._echo(effect.flow)
+
+    def _echo(self, flow: int) -> _Echo | int:
+        """The ping socket of a flow, or why there is none (an effects word). It is tried again for each request."""
+        host = self._hosts.get(flow)
+        if host is not None:
+            return host if type(host) is _Echo else effects.NO_RESOURCES
+        sock = None
+        try:
             sock = open_ping_socket()
-            _report_errors(sock)
-            self._add(_Echo(effect.flow, sock), selectors.EVENT_READ)
+            keep_errors(sock)
+            made = _Echo(flow, sock)
+            self._add(made, selectors.EVENT_READ)
+        except OSError as error:
+            if sock is not None:
+                _close(sock)
+            scarce = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
+            return effects.NETWORK_UNREACHABLE if scarce else effects.PROHIBITED
+        return made
 
     def _send_echo(self, effect: effects.SendEcho, now: float) -> None:
-        host = self._hosts.get(effect.flow)
-        if not isinstance(host, _Echo):
-            self._stack.echo_failed(effect.flow, effect.address, effects.PROHIBITED, now)
-            return
-        # The kernel puts its own identifier in and makes the checksum.
-        message = icmp.build_echo(request=True, identifier=0, sequence=effect.sequence, payload=effect.payload)
-        number = self._send_to(host, message, effect.address, 0, effect.ttl, now)
-        if number:
-            self._stack.echo_failed(effect.flow, effect.address, failure_of(number), now)
+        host = self._echo(effect.flow)
+        if isinstance(host, int):
+            failure = host
+        else:
+            # The kernel puts its own identifier in and makes the checksum.
+            message = icmp.build_echo(request=True, identifier=0, sequence=effect.sequence, payload=effect.payload)
+            failure = self._send_to(host, message, effect.address, 0, effect.ttl, now)
+        if failure:
+            self._stack.echo_failed(effect.flow, effect.address, failure, now)
 
     def _receive_echoes(self, host: _Echo, now: float) -> None:
-        for _ in range(DATAGRAMS_PER_WAKE):
-            try:
-                size, source = host.sock.recvfrom_into(self._buffer)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._read_error_queue(host, now)
-                continue
-            message = icmp.parse(bytes(self._view[:size]), verify_checksum=False)
+        for data, (address, _) in self._receive(host, now):
+            message = icmp.parse(data, verify_checksum=False)
             if isinstance(message, icmp.Echo) and not message.request:
-                address = socket.inet_aton(source[0])
-                self._stack.echo_received(host.flow, address, message.sequence, message.payload, now)
+                reply = (message.sequence, message.payload)
+                self._stack.echo_received(host.flow, socket.inet_aton(address), *reply, now)
 
     def _close_echo(self, effect: effects.CloseEcho, _now: float) -> None:
         host = self._hosts.get(effect.flow)
         if host is not None:
             self._drop(host)
-
-    # -- errors of datagrams ---------------------------------------------------------------------------------
-
-    def _read_error_queue(self, host: _Datagrams, now: float) -> bool:
-        """Report the ICMP errors the kernel keeps for this socket; whether there was any (ip(7), IP_RECVERR)."""
-        if not _LINUX:
-            return False
-        found = False
-        while True:
-            try:
-                _, ancillary, _, target = host.sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
-            except OSError:
-                return found
-            found = True
-            for level, kind, data in ancillary:
-                if level == socket.IPPROTO_IP and kind == _IP_RECVERR:
-                    self._report_error(host, data, socket.inet_aton(target[0]), target[1], now)
-
-    def _report_error(self, host: _Datagrams, data: bytes, address: bytes, port: int, now: float) -> None:
-        # struct sock_extended_err, then the offender's sockaddr_in.
-        number, origin, kind, _, _, info, _ = struct.unpack_from("=IBBBBII", data)
-        offender = data[20:24] if origin == _FROM_ICMP and len(data) >= 24 else b""
-        expired = kind == icmp.TIME_EXCEEDED and origin == _FROM_ICMP
-        failure = effects.TTL_EXCEEDED if expired else failure_of(number)
-        if isinstance(host, _Echo):
-            self._stack.echo_failed(host.flow, address, failure, now, offender=offender, mtu=info & 0xFFFF)
-        else:
-            self._stack.datagram_failed(host.flow, address, port, failure, now, offender=offender, mtu=info & 0xFFFF)
 
 
 def new_stream_socket(address: bytes) -> socket.socket:
@@ -441,10 +478,14 @@ def new_stream_socket(address: bytes) -> socket.socket:
     """
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if _LINUX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if _LINUX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -458,6 +499,13 @@ def _reset_on_close(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
-def _report_errors(sock: socket.socket) -> None:
-    if _LINUX:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+def _close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # an error of the connection; the descriptor is closed all the same
+        sock.close()
+
+
+def _is_connected_to_itself(sock: socket.socket) -> bool:
+    """Whether a dial to a local port that nobody listens on was given that very port as its own, and met itself."""
+    with contextlib.suppress(OSError):  # reset again already: reading will tell
+        return bool(sock.getsockname() == sock.getpeername())
+    return False

@@ -74,6 +74,19 @@ test_an_echoed_stamp_is_timed_all_the_same = transcript(
 """
 )
 
+test_an_echo_of_nothing_we_sent_is_not_timed = transcript(
+    OPEN_TS
+    + """
++0      write   "a"
++0      engine  P. 1:2(1) ack 1001
++0.201  engine  P. 1:2(1) ack 1001
++0.002  guest   . 1001 ack 2 <TS val 500 ecr 3000000000>
++0      write   "b"
++0      engine  P. 2:3(1) ack 1001
++0.402  engine  P. 2:3(1) ack 1001
+"""
+)
+
 test_after_a_timeout_slow_start_begins_with_one_segment = transcript(
     OPEN
     + "+0 write 8760\n"
@@ -384,5 +397,17 @@ test_k8_blocks_that_make_no_sense_change_nothing = transcript(
 +0      nothing
 +0      guest   . 1001 ack 2921
 +0      expect  deadline none
+"""
+)
+
+test_k8_blocks_without_sack_permitted_change_nothing = transcript(
+    OPEN
+    + "+0 write 5840\n"
+    + burst(1, 3)
+    + """
++0      engine  P. 4381:5841(1460) ack 1001
++0.01   guest   . 1001 ack 1 <sack 1461:5841>
++0.1    nothing
++0.091  engine  P. 1:1461(1460) ack 1001
 """
 )

@@ -12,13 +12,23 @@ test_the_syn_waits_in_listen_until_the_dial_is_done = transcript("""
 +1      guest   S 1000:1000(0) win 64240 <mss 1460,sackOK,TS val 1100 ecr 0,nop,wscale 7>   # still dialling
 +2      nothing
 +0      accept
-+0      engine  S. 0:0(0) ack 1001 win 65535 <mss 1460,sackOK,TS val 3000 ecr 100,nop,wscale 7>
++0      engine  S. 0:0(0) ack 1001 win 65535 <mss 1460,sackOK,TS val 3000 ecr 1100,nop,wscale 7>
 +0      expect  state SYN-RECEIVED
 +0.001  guest   . 1001 ack 1
 +0      expect  state ESTABLISHED
 +0      expect  signals OPENED
 +10     nothing
 +0      expect  deadline none
+""")
+
+test_a_guest_that_starts_anew_while_the_dial_is_under_way = transcript("""
++0      guest   S 1000:1000(0) win 64240 <mss 1460,sackOK,TS val 100 ecr 0,nop,wscale 7>
++1      guest   S 5000:5000(0) win 64240 <mss 1460>
++0      guest   S. 9000:9000(0) ack 1 win 64240 <mss 1460>
++1      accept
++0      engine  S. 0:0(0) ack 5001 win 65535 <mss 1460>
++0.001  guest   . 5001 ack 1
++0      expect  state ESTABLISHED
 """)
 
 test_a_syn_without_options_gets_only_our_mss = transcript("""

@@ -259,6 +259,18 @@ test_a_fin_below_bytes_that_came_is_no_fin = transcript(
 """
 )
 
+test_a_fin_that_is_added_to_a_repeated_segment = transcript(
+    OPEN_SACK
+    + """
++0      guest   . 1001:1101(100) ack 1
++0.04   engine  . 1:1(0) ack 1101
++0      guest   FP. 1001:1101(100) ack 1
++0      engine  . 1:1(0) ack 1102 <sack 1001:1101>
++0      expect  state CLOSE-WAIT
++0      expect  received 100
+"""
+)
+
 test_a_repeated_fin_is_acknowledged_again = transcript(
     OPEN
     + """

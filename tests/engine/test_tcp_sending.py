@@ -321,6 +321,26 @@ test_a_guest_that_does_not_answer_is_given_up = transcript(
     keepalive_probes=2,
 )
 
+test_a_guest_is_not_asked_twice_at_once = transcript(
+    OPEN
+    + """
++0      guest   . 1001 ack 1 win 0
++0      write   "hello"
++0.201  engine  . 1:2(1) ack 1001
++0.402  engine  . 1:2(1) ack 1001
++0.804  engine  . 1:2(1) ack 1001
++1.608  engine  . 1:2(1) ack 1001
++3.216  engine  . 1:2(1) ack 1001
++6.432  engine  . 1:2(1) ack 1001
++0      guest   . 1001 ack 2 win 100
++0      engine  P. 2:6(4) ack 1001
++0.1    guest   . 1001 ack 6
++5      engine  . 5:5(0) ack 1001
+""",
+    keepalive_idle=5.0,
+    keepalive_interval=2.0,
+)
+
 test_room_grows_with_what_the_guest_takes = transcript(
     OPEN_TS
     + "+0 expect room 65536\n+0 write 60000\n"

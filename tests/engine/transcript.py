@@ -12,8 +12,8 @@ A script is a list of lines: a time relative to the line before (seconds), who a
 
 Numbers are relative: the engine's to its own ISN, the guest's as the script has them. Every script is played at
 several places of the sequence space, so that both directions wrap. Segments are written as tcpdump does: flags (S F R
-P U and `.` for ACK), `start:end(length)` (one number for an empty one; `@0` is the number on the wire), `ack`, `win` (as
-on the wire), `<options>`. Times may be half a millisecond off.
+P U and `.` for ACK), `start:end(length)` (one number for an empty one; `@0` is the number on the wire), `ack`, `win`
+(as on the wire), `<options>`. Times may be half a millisecond off.
 
 Who acts:
     guest SEG           a segment comes in, and the batch ends; `guest+ SEG` leaves the batch open for the next line

@@ -123,13 +123,15 @@ def test_dhclient_gets_and_releases_a_lease(fresh, tmp_path: Path, link: str, ma
     common = ["-4", "-v", "-sf", str(SCRIPT), "-lf", str(tmp_path / "leases"), "-pf", str(tmp_path / "pid")]
     common += ["-cf", "/dev/null", "-e", f"LEASE_LOG={log}", TAP]
     client = Client(network, log)
-    network.guest.spawn("dhclient", "dhclient", "-d", "-1", *common)
+    process = network.guest.spawn("dhclient", "dhclient", "-d", "-1", *common)
     told = client.wait("BOUND", "REBOOT")
     addresses = network.addresses
     assert (told["ip_address"] == addresses.guest) == (mac == GUEST_MAC)
     assert told["subnet_mask"] == "255.255.255.0"
     assert told["routers"] == told["domain_name_servers"] == told["dhcp_server_identifier"] == addresses.gateway
     assert (told["interface_mtu"], told["dhcp_lease_time"]) == ("1500", "3600")
+    # Its script runs before it has noted the lease that the second dhclient is to give back.
+    wait_until(lambda: "bound to" in process.log, "dhclient to be done")
     network.guest.run("dhclient", "-r", *common)
     if mac == STRANGER:
         wait_until(lambda: leases(network, "released"), "the release")
