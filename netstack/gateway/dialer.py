@@ -17,7 +17,8 @@ import trio
 from netstack.engine import effects
 from netstack.engine.effects import OpenNamed, ResolveName
 from netstack.engine.stack import Stack
-from netstack.gateway.host_sockets import HostSockets, failure_of, new_stream_socket
+from netstack.gateway.host_sockets import HostSockets, new_stream_socket
+from netstack.gateway.socket_errors import failure_of
 from netstack.wire import dns as wire
 from netstack.wire import ipv4
 
