@@ -20,6 +20,7 @@ from netstack.engine.rules import ADDRESS, HOST, SUFFIX, Rule, RuleSet, parse_ru
 
 ENABLED: Final = "enabled"
 DISABLED: Final = "disabled"
+_SHOWN_RULES: Final = 8
 
 
 class SpecError(ValueError):
@@ -86,6 +87,18 @@ class NetworkSpec:
         if isinstance(options.get("network"), str):
             options["network"] = options["network"].strip().lower()
         return cls(**options)
+
+    def __str__(self) -> str:
+        """What it opens, for people; of a long list the beginning."""
+        if self.network == DISABLED:
+            return "no network"
+        if self.deny_all:
+            return "nothing is allowed"
+        if not self.allow_net:
+            return "full access"
+        shown = ", ".join(self.allow_net[:_SHOWN_RULES])
+        more = len(self.allow_net) - _SHOWN_RULES
+        return f"only {shown}{f' and {more} more' if more > 0 else ''}"
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules, read. Raises RuleError for the first that cannot be used."""

@@ -73,7 +73,7 @@ class FlowClosed(NamedTuple):
 class FlowRefused(NamedTuple):
     """A flow that the policy did not allow.
 
-    `told` is what the guest was told: reset, alert (TLS), forbidden (HTTP 403), unreachable (ICMP), closed, nothing.
+    `told` is what the guest was told: reset, alert (TLS), forbidden (HTTP 403), unreachable (ICMP), nothing.
     `total`: how many refusals like this there were; told for the 1st, 10th, 100th, ... `generation` counts policies.
     """
 
@@ -88,10 +88,11 @@ class FlowRefused(NamedTuple):
 
 
 class PolicyReplaced(NamedTuple):
-    """Another policy is in force. `why`: reload, api, kill-switch."""
+    """Another policy is in force. `why`: reload, api, kill-switch. `access`: full, listed, nothing or disabled."""
 
     generation: int
     why: str
+    access: str
     rules: int
 
 

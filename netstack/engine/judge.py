@@ -56,7 +56,7 @@ class Judge:
         self.policy = policy
         self.generation += 1
         self._told.clear()
-        self._outbox.report(PolicyReplaced(self.generation, why, len(policy.rules.rules)))
+        self._outbox.report(PolicyReplaced(self.generation, why, policy.access, len(policy.rules.rules)))
 
     def first(self, question: Question, now: float) -> Verdict:
         """A TCP SYN, or the first datagram to a destination: what its address and port alone say."""

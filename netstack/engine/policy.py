@@ -57,6 +57,15 @@ class Policy:
         self._network = network
 
     @property
+    def access(self) -> str:
+        """What it opens, in a word: full, listed (what rules allow), nothing, or disabled."""
+        if self.settings.disabled:
+            return "disabled"
+        if self.settings.rules is None:
+            return "full"
+        return "listed" if self.settings.rules else "nothing"
+
+    @property
     def unrestricted(self) -> bool:
         """Whether there is no list: everything but the places that are never reached is allowed."""
         return self.settings.rules is None and not self.settings.disabled

@@ -13,10 +13,10 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import trio
 
@@ -54,11 +54,9 @@ class EventLogError(Exception):
     """The events cannot be written; the message names the file and why."""
 
 
-def _mac(mac: bytes) -> str:
-    return mac.hex(":")
-
-
-def _endpoint(endpoint: tuple[bytes, int]) -> str:
+def _endpoint(endpoint: tuple[bytes, int] | bytes) -> str:
+    if isinstance(endpoint, bytes):
+        return socket.inet_ntoa(endpoint)
     address, port = endpoint
     if len(address) == 4:
         return f"{socket.inet_ntoa(address)}:{port}"
@@ -70,7 +68,10 @@ def _iso(when: float) -> str:
 
 
 def _verdict_fields(verdict: Verdict | None) -> dict[str, object]:
-    """A verdict's words, the empty ones left out. The name is what a guest said: the JSON encoder escapes it."""
+    """A verdict's words, the empty ones left out. The name is what a guest said: the JSON encoder escapes it.
+
+    `reason_code` is why it may or may not go; the `reason` of a flow's end is how it ended.
+    """
     if verdict is None:
         return {}
     words = {
@@ -84,32 +85,25 @@ def _verdict_fields(verdict: Verdict | None) -> dict[str, object]:
     return {key: value for key, value in words.items() if value}
 
 
+_WORDS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "mac": lambda mac: mac.hex(":"),
+    "address": socket.inet_ntoa,
+    "guest": _endpoint,
+    "destination": _endpoint,
+    "dialled": _endpoint,
+    "seconds": lambda seconds: round(seconds, 6),
+}
+
+
 def event_fields(event: Event) -> dict[str, object]:
     """An event in plain words: addresses dotted, endpoints `address:port`, MACs with colons, strings as they came."""
     fields: dict[str, object] = {"event": _NAMES[type(event)]}
-    match event:
-        case LeaseEvent():
-            fields |= event._asdict() | {"mac": _mac(event.mac), "address": socket.inet_ntoa(event.address)}
-        case DnsEvent():
-            fields |= event._asdict() | {"guest": socket.inet_ntoa(event.guest), "seconds": round(event.seconds, 6)}
-            del fields["verdict"]
-            fields = _verdict_fields(event.verdict) | fields
-        case FlowOpened() | FlowClosed():
-            fields |= event._asdict()
-            for name in ("guest", "destination", "dialled"):
-                fields[name] = _endpoint(getattr(event, name))
-            if isinstance(event, FlowClosed):
-                fields["seconds"] = round(event.seconds, 6)
-            del fields["verdict"]
-            fields |= _verdict_fields(event.verdict)
-        case FlowRefused():
-            fields |= event._asdict()
-            for name in ("guest", "destination"):
-                fields[name] = _endpoint(getattr(event, name))
-            del fields["verdict"]
-            fields |= _verdict_fields(event.verdict)
-        case FrameDropped() | PolicyReplaced():
-            fields |= event._asdict()
+    for key, value in event._asdict().items():
+        if key == "verdict":
+            # A question's name stays as the guest spelled it.
+            fields |= {word: said for word, said in _verdict_fields(value).items() if word not in fields}
+        else:
+            fields[key] = _WORDS[key](value) if key in _WORDS else value
     return fields
 
 

@@ -13,14 +13,26 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FrameDropped, LeaseEvent
+from netstack.engine.events import (
+    DnsEvent,
+    Event,
+    FlowClosed,
+    FlowOpened,
+    FlowRefused,
+    FrameDropped,
+    LeaseEvent,
+    PolicyReplaced,
+)
+from netstack.engine.verdict import ALLOW, REFUSE, Verdict
 from netstack.gateway import event_log
 from netstack.gateway.event_log import EventLog, EventLogError, event_line
 
 WHEN = 1_764_000_000.25
 GUEST = bytes([192, 168, 127, 2])
 SERVER = bytes([93, 184, 215, 14])
-FLOW = FlowOpened(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443))
+NO_LIST = Verdict(ALLOW, "syn", "no-list")
+BY_NAME = Verdict(ALLOW, "tls", "name-rule", "*.example.org", "www.example.org", "sni")
+FLOW = FlowOpened(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443), NO_LIST)
 
 
 @pytest.mark.parametrize(
@@ -37,15 +49,61 @@ FLOW = FlowOpened(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443))
             '"qtype":"A","transport":"udp","source":"upstream","rcode":"NOERROR","answers":1,"seconds":0.012346}\n',
         ),
         (
-            FLOW,
-            '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_opened","flow":7,"protocol":"tcp",'
-            '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443"}\n',
+            DnsEvent(
+                GUEST,
+                "EVIL.example",
+                "TXT",
+                "udp",
+                "policy",
+                "NOERROR",
+                0,
+                0.0,
+                Verdict(REFUSE, "dns", "name-not-allowed", "", "evil.example", "dns"),
+            ),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"dns","guest":"192.168.127.2","name":"EVIL.example",'
+            '"qtype":"TXT","transport":"udp","source":"policy","rcode":"NOERROR","answers":0,"seconds":0.0,'
+            '"verdict":"refused","step":"dns","reason_code":"name-not-allowed","name_source":"dns"}\n',
         ),
         (
-            FlowClosed(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443), "closed by both", 10, 20, 1.5),
+            FLOW,
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_opened","flow":7,"protocol":"tcp",'
+            '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443",'
+            '"verdict":"allowed","step":"syn","reason_code":"no-list"}\n',
+        ),
+        (
+            FlowOpened(8, "tcp", (GUEST, 40000), (SERVER, 443), (bytes(15) + b"\x01", 443), BY_NAME),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_opened","flow":8,"protocol":"tcp",'
+            '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"[::1]:443",'
+            '"verdict":"allowed","step":"tls","reason_code":"name-rule","rule":"*.example.org",'
+            '"name":"www.example.org","name_source":"sni"}\n',
+        ),
+        (
+            FlowClosed(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443), "closed by both", 10, 20, 1.5, NO_LIST),
             '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_closed","flow":7,"protocol":"tcp",'
             '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443",'
-            '"reason":"closed by both","sent":10,"received":20,"seconds":1.5}\n',
+            '"reason":"closed by both","sent":10,"received":20,"seconds":1.5,'
+            '"verdict":"allowed","step":"syn","reason_code":"no-list"}\n',
+        ),
+        (
+            FlowRefused(
+                9,
+                "udp",
+                (GUEST, 40000),
+                (SERVER, 443),
+                Verdict(REFUSE, "quic", "name-not-allowed", "", "evil.example", "quic"),
+                "unreachable",
+                10,
+                2,
+            ),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_refused","flow":9,"protocol":"udp",'
+            '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","verdict":"refused","step":"quic",'
+            '"reason_code":"name-not-allowed","name":"evil.example","name_source":"quic","told":"unreachable",'
+            '"total":10,"generation":2}\n',
+        ),
+        (
+            PolicyReplaced(3, "kill-switch", "nothing", 0),
+            '{"time":"2025-11-24T16:00:00.250000Z","event":"policy_replaced","generation":3,"why":"kill-switch",'
+            '"access":"nothing","rules":0}\n',
         ),
         (
             FrameDropped("bad checksum", 100),
@@ -63,10 +121,17 @@ def test_every_kind_of_event_has_a_name():
 
 @given(st.text())
 def test_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchanged(text: str):
-    line = event_line(LeaseEvent("refused", bytes(6), bytes(4), text), WHEN)
-    assert line.isascii()
-    assert line[:-1].isprintable()
-    assert json.loads(line)["hostname"] == text
+    """Conformance J6: a host name in DHCP, a name in DNS, SNI, Host or QUIC cannot add a line or a key."""
+    refused = Verdict(REFUSE, "tls", "name-not-allowed", "", text, "sni")
+    for key, event in (
+        ("hostname", LeaseEvent("refused", bytes(6), bytes(4), text)),
+        ("name", DnsEvent(GUEST, text, "A", "udp", "upstream", "NOERROR", 1, 0.0)),
+        ("name", FlowRefused(1, "tcp", (GUEST, 1), (SERVER, 2), refused, "alert", 1, 1)),
+    ):
+        line = event_line(event, WHEN)
+        assert line.isascii()
+        assert line[:-1].isprintable()
+        assert json.loads(line).get(key, "") == text
 
 
 def _lines(path: Path) -> list[dict[str, object]]:
