@@ -20,9 +20,9 @@ def canonical(name: str | bytes) -> str | None:
     number"): an address is never a host name. Names beyond ASCII are None too: rules are turned to A-labels before
     they come here, and on the wire nothing else is a name (RFC 5890 section 2.3.2.1).
     """
+    if not name.isascii():
+        return None  # before anything else: lower() would make the letter k of the Kelvin sign
     if isinstance(name, bytes):
-        if not name.isascii():
-            return None
         name = name.decode("ascii")
     name = name.strip(" \t\r\n").lower().removesuffix(".")
     if not name or len(name) > MAX_NAME:
