@@ -41,6 +41,11 @@ _METADATA_IPV4: Final = frozenset(
         b"\x64\x64\x64\xc8",  # 100.100.100.200, Alibaba
     }
 )
+_METADATA_IPV6: Final = (
+    b"\xfd\x00\x0e\xc2",  # fd00:ec2::/32, Amazon
+    b"\xfd\x20\x00\xce",  # fd20:ce::/32, Google
+    b"\xfd\x00\x00\xc1",  # fd00:c1::/32, Oracle
+)
 _NAT64: Final = b"\x00\x64\xff\x9b" + bytes(8)  # RFC 6052: an IPv4 address in the last four bytes
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 _GLOBAL_IPV6_FIRST: Final = (0x20, 0x3F)  # 2000::/3, the only space given out (RFC 4291 section 2.4)
@@ -82,11 +87,13 @@ def kind(address: bytes) -> str:
     if first == 0xFE and address[1] & 0xC0 == 0x80:
         return "link-local"
     if first & 0xFE == 0xFC:
-        return "metadata" if address.startswith(b"\xfd\x00\x0e\xc2") else "private"
+        return "metadata" if address.startswith(_METADATA_IPV6) else "private"
     if not _GLOBAL_IPV6_FIRST[0] <= first <= _GLOBAL_IPV6_FIRST[1]:
         return "reserved"
-    if address[:4] == b"\x20\x01\x0d\xb8" or address[:3] == b"\x20\x01\x00" or address[:2] == b"\x3f\xff":
-        return "reserved"  # documentation (RFC 3849, RFC 9637) and protocol assignments (RFC 2928), Teredo among them
+    if address[:2] == b"\x20\x01" and (address[2] <= 1 or address[2:4] == b"\x0d\xb8"):
+        return "reserved"  # protocol assignments, Teredo among them (RFC 2928: 2001::/23), documentation (RFC 3849)
+    if address[:2] == b"\x3f\xff":
+        return "reserved"  # documentation (RFC 9637)
     return "public"
 
 
