@@ -30,6 +30,8 @@ ADDRESS: Final = "address"
 PUBLIC: Final = "@public"
 HOST_ALIAS: Final = "@host"
 _GROUPS: Final = (PUBLIC, HOST_ALIAS)
+_SERVICES: Final = {"http": 80, "https": 443, "ssh": 22, "git": 9418, "domain": 53, "ntp": 123, "smtp": 25}
+"""Names of ports that people write; told in the suggestion only, a rule has numbers."""
 
 WEB_PORTS: Final = frozenset((80, 443))
 """Where a name is read from the first bytes (TLS or HTTP): what a host rule without a port means."""
@@ -81,34 +83,47 @@ class Rule:
 def parse_rule(text: str, is_public_suffix: Callable[[str], bool]) -> Rule:
     """Read a rule. `is_public_suffix` says of a canonical name whether anybody can register below it.
 
-    Raises RuleError.
+    Raises RuleError, whose suggestion is a rule that can be used.
     """
+    try:
+        return _read(text, is_public_suffix)
+    except RuleError as error:
+        if error.suggestion:
+            try:
+                _read(error.suggestion, is_public_suffix)
+            except RuleError:
+                raise RuleError(text, error.problem) from None
+        raise
+
+
+def _read(text: str, is_public_suffix: Callable[[str], bool]) -> Rule:
     written = text.strip()
     if not written:
         raise RuleError(text, "it is empty")
     if "://" in written:
-        host = written.split("://", 1)[1].split("/", 1)[0]
-        raise RuleError(text, "a rule names a host, not a URL", host)
+        scheme, _, rest = written.partition("://")
+        host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        scope = f"{scheme.lower()}/" if scheme.lower() in _PROTOCOLS else ""
+        raise RuleError(text, "a rule names a host, not a URL", scope + host)
+    if written.count(":") > 1 and _is_ipv6(written):
+        raise RuleError(text, "an IPv6 address needs brackets", f"[{written}]")
     shape = _SHAPE.fullmatch(written)
     if shape is None:
-        suggestion = f"[{written}]" if written.count(":") > 1 and _is_ipv6(written) else ""
-        raise RuleError(text, "expected [tcp/|udp/]target[:port|:port-port]", suggestion)
+        raise RuleError(text, "expected [tcp/|udp/]target[:port|:port-port]")
     word = (shape["protocol"] or "").lower()
     if word and word not in _PROTOCOLS:
-        if shape["target"].isdigit() or "." in shape["target"]:
-            nearest = difflib.get_close_matches(word, _PROTOCOLS, 1)
-            rest = written.split("/", 1)[1]
-            suggestion = f"{nearest[0]}/{rest}" if nearest else ""
-            raise RuleError(text, f"unknown protocol {word!r}; known are tcp and udp", suggestion)
-        raise RuleError(text, f"unknown protocol {word!r}; known are tcp and udp")
+        nearest = difflib.get_close_matches(word, _PROTOCOLS, 1)
+        suggestion = f"{nearest[0]}/{written.split('/', 1)[1]}" if nearest else ""
+        raise RuleError(text, f"unknown protocol {word!r}; known are tcp and udp", suggestion)
     protocol = _PROTOCOLS.get(word, 0)
-    first, last = _parse_ports(text, shape["ports"])
     target = shape["target"]
+    first, last = _parse_ports(text, target, shape["ports"])
     if target.startswith("@"):
         group = target.lower()
         if group not in _GROUPS:
-            nearest = difflib.get_close_matches(group, _GROUPS, 1, 0.5)
-            raise RuleError(text, f"unknown group; known are {' and '.join(_GROUPS)}", nearest[0] if nearest else "")
+            near = difflib.get_close_matches(group, _GROUPS, 1, 0.5)
+            suggestion = written.replace(target, near[0]) if near else ""
+            raise RuleError(text, f"unknown group; known are {' and '.join(_GROUPS)}", suggestion)
         return Rule(written, group, protocol, first, last)
     network = _parse_network(text, target)
     if network is not None:
@@ -127,17 +142,27 @@ def _parse_name(
     if host == "*":
         raise RuleError(text, "a wildcard needs a domain behind it; without a list everything is allowed", PUBLIC)
     if "*" in host:
-        apex = host.replace("*", "").strip(".")
-        raise RuleError(text, "a wildcard stands alone, as the first label", f"*.{apex}" if canonical(apex) else "")
+        apex = host.rsplit("*", 1)[1].strip(".")
+        raise RuleError(text, "a wildcard stands alone, as the first label", written.replace(target, f"*.{apex}"))
     name = _to_ascii(host)
     if name is None:
-        cleaned = re.sub(r"[^\w.-]", "", host.split("/", 1)[0])
-        raise RuleError(
-            text, f"{target!r} is neither a host name nor an IP address", cleaned if canonical(cleaned) else ""
-        )
+        suggestion = written.replace(target, _mended(target))
+        problem = f"{target!r} is neither a host name nor an IP address"
+        raise RuleError(text, problem, suggestion if suggestion != written else "")
     if wild and is_public_suffix(name):
-        raise RuleError(text, f"anybody can register a name below {name!r}: name the domain", f"*.example.{name}")
+        if "." in name:
+            problem = f"anybody can register a name below {name!r}: name the domain"
+        else:
+            problem = f"a wildcard needs a domain of two labels or more, and {name!r} is one"
+        raise RuleError(text, problem, written.replace(target, f"*.example.{name}"))
     return Rule(written, SUFFIX if wild else HOST, *scope, name=name)
+
+
+def _mended(target: str) -> str:
+    """What people write when they mean a host: a path behind it, a blank before the port, a dot for a wildcard."""
+    host = re.sub(r"\s+(\d+)$", r":\1", target.split("/", 1)[0])
+    host = re.sub(r"\.{2,}", ".", host)
+    return f"*{host}" if host.startswith(".") else host
 
 
 def _to_ascii(host: str) -> str | None:
@@ -150,14 +175,23 @@ def _to_ascii(host: str) -> str | None:
     return canonical(host)
 
 
-def _parse_ports(text: str, ports: str | None) -> tuple[int, int]:
+def _parse_ports(text: str, target: str, ports: str | None) -> tuple[int, int]:
     if ports is None:
         return 0, 0
     match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", ports, re.ASCII)
     first = int(match[1]) if match else 0
     last = int(match[2] or match[1]) if match else 0
     if not 1 <= first <= 65535 or not 1 <= last <= 65535:
-        raise RuleError(text, f"{ports!r} is no port or range of ports, 1 to 65535")
+        suggestion = ""
+        leading = re.match(r"(\d{1,5})(?:/(tcp|udp)$|,|$)", ports, re.ASCII | re.IGNORECASE)
+        if target.lower() in _PROTOCOLS:
+            suggestion = f"{target.lower()}/{ports}"
+        elif ports.lower() in _SERVICES:
+            suggestion = f"{target}:{_SERVICES[ports.lower()]}"
+        elif leading is not None:
+            suggestion = f"{leading[2]}/" if leading[2] else ""
+            suggestion += f"{target}:{leading[1]}"
+        raise RuleError(text, f"{ports!r} is no port or range of ports, 1 to 65535", suggestion)
     if first > last:
         raise RuleError(text, f"the range {ports} runs backwards", text.replace(ports, f"{last}-{first}"))
     return first, last
@@ -170,6 +204,8 @@ def _parse_network(text: str, target: str) -> ipaddress.IPv4Network | ipaddress.
     looks_like_address = bracketed or re.fullmatch(r"[0-9./]+", inner) is not None
     if not looks_like_address:
         return None
+    if "%" in inner:
+        raise RuleError(text, "an address has no zone here", text.replace(target, re.sub(r"%[^\]/]*", "", target)))
     try:
         network = ipaddress.ip_network(inner, strict=True)
     except ValueError:
@@ -180,7 +216,8 @@ def _parse_network(text: str, target: str) -> ipaddress.IPv4Network | ipaddress.
             problem = f"{target!r} is no IP address or network"
         else:
             problem = f"{target!r} has bits set beyond its prefix"
-            suggestion = text.replace(inner, str(loose))
+            base = f"[{loose.network_address}]" if loose.version == 6 else str(loose.network_address)
+            suggestion = text.replace(target, f"{base}/{loose.prefixlen}")
         raise RuleError(text, problem, suggestion) from None
     if bracketed != (network.version == 6):
         raise RuleError(text, "brackets are for IPv6 addresses", text.replace(target, inner))
