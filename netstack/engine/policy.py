@@ -45,7 +45,6 @@ class PolicySettings:
 FULL_ACCESS: Final = PolicySettings()
 
 _NOWHERE: Final = frozenset(("loopback", "unspecified", "multicast"))
-"""Kinds of address that no flow goes to, by whatever rule: those of IPv4 have no route either."""
 
 
 class Policy:
@@ -73,7 +72,7 @@ class Policy:
     def connect(self, protocol: int, address: bytes, port: int, *, step: str, answered: Iterable[str] = ()) -> Verdict:
         """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
         place = addresses.kind(address)
-        fault = self._never(address) or (f"{place}-address" if place in _NOWHERE else "")
+        fault = self._never(address) or (f"{place}-address" if _is_nowhere(place, address) else "")
         if fault:
             return Verdict(REFUSE, step, fault)
         if self.unrestricted:
@@ -145,7 +144,7 @@ class Policy:
         if len(address) == 4 and self._network.in_subnet(address):
             return "own-subnet"
         place = addresses.kind(address)
-        if place in _NOWHERE:  # to the host they mean the host itself, and no guest could have dialled them
+        if _is_nowhere(place, address):  # to the host they mean the host itself, and no guest could have dialled them
             return f"{place}-address"
         if self.unrestricted or place == "public":
             return ""
@@ -172,3 +171,8 @@ class Policy:
         if not self._network.metadata_access and addresses.is_metadata(address):
             return "metadata"
         return ""
+
+
+def _is_nowhere(place: str, address: bytes) -> bool:
+    """Whether no flow goes to an address of this kind, by whatever rule: those of IPv4 have no route either."""
+    return place in _NOWHERE or (len(address) == 4 and address[0] >= 240)
