@@ -9,6 +9,7 @@ NetworkSpec.disabled()                                  a network card that neve
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from netstack.engine import addresses
 from netstack.engine.policy import ANSWER_MODES, NULL, REAL, SINKHOLE_MODES, PolicySettings
-from netstack.engine.rules import ADDRESS, HOST, SUFFIX, Rule, RuleSet, parse_rule
+from netstack.engine.rules import ADDRESS, HOST, SUFFIX, TCP, UDP, Rule, RuleSet, parse_rule
 
 ENABLED: Final = "enabled"
 DISABLED: Final = "disabled"
@@ -59,6 +60,8 @@ class NetworkSpec:
     @classmethod
     def enabled(cls, allow_net: Iterable[str] = (), *, deny_all: bool = False, **options: Any) -> NetworkSpec:
         """A network: all of it, or only what `allow_net` lists, or (`deny_all`) nothing of it."""
+        if isinstance(allow_net, str):
+            raise SpecError(f"allow_net {allow_net!r}: expected a list of rules, not one string")
         return cls(ENABLED, tuple(allow_net), deny_all, **options)
 
     @classmethod
@@ -76,6 +79,8 @@ class NetworkSpec:
             return value
         if isinstance(value, str):
             return cls(value.strip().lower())
+        if not isinstance(value, Mapping):
+            raise SpecError(f"{value!r}: expected {ENABLED!r}, {DISABLED!r} or a mapping")
         known = [field.name for field in fields(cls)]
         options: dict[str, Any] = {}
         for key, given in value.items():
@@ -116,24 +121,38 @@ class NetworkSpec:
             strict_ech=self.strict_ech,
         )
 
-    def warnings(self) -> list[str]:
-        """Rules that can never match, or say what another says already."""
+    def warnings(self, *, metadata_access: bool = False) -> list[str]:
+        """Rules that can never match, or say what another says already.
+
+        `metadata_access`: the network settings open the clouds' metadata services.
+        """
         rules = self.rules()
         every = RuleSet(rules)
+        places = {id(rule): place for place, rule in enumerate(rules)}
         found = []
         for rule in rules:
-            if rule.kind == ADDRESS and addresses.is_metadata(rule.network):
-                found.append(f"allow_net rule {rule.text!r} never matches: metadata services need metadata access")
-                continue
-            if rule.kind == ADDRESS and rule.network[0] in (0, 127) and len(rule.network) == 4:
-                found.append(f"allow_net rule {rule.text!r} never matches: no guest can send there")
+            never = self._never_matches(rule, metadata_access=metadata_access)
+            if never:
+                found.append(f"allow_net rule {rule.text!r} never matches: {never}")
                 continue
             if rule.kind == SUFFIX and is_shared_suffix(rule.name):
                 found.append(f"allow_net rule {rule.text!r}: anybody can get a name below {rule.name!r}")
-            wider = _wider(rule, every)
+            wider = _wider(rule, every, places)
             if wider is not None:
                 found.append(f"allow_net rule {rule.text!r} says nothing that {wider.text!r} does not say already")
         return found
+
+    def _never_matches(self, rule: Rule, *, metadata_access: bool) -> str:
+        """Why nothing a guest does is allowed by a rule; empty when something is."""
+        if rule.kind != ADDRESS:
+            return ""
+        network = ipaddress.ip_network((rule.network, rule.prefix_length))
+        first, last = network.network_address.packed, network.broadcast_address.packed
+        if not metadata_access and addresses.is_metadata(first) and addresses.is_metadata(last):
+            return "metadata services need metadata access"
+        word = addresses.kind(first)
+        is_nowhere = word in ("loopback", "unspecified", "multicast") or (len(first) == 4 and first[0] >= 240)
+        return "no flow goes there, whatever the rules" if is_nowhere and addresses.kind(last) == word else ""
 
 
 def _checked(key: str, value: Any) -> Any:
@@ -153,31 +172,38 @@ def _checked(key: str, value: Any) -> Any:
     return value
 
 
-def _wider(rule: Rule, every: RuleSet) -> Rule | None:
-    """Another rule that covers all of what this one does."""
-    if rule.kind in (HOST, SUFFIX):
-        candidates = every.for_name(rule.name if rule.kind == HOST else f"x.{rule.name}")
+def _wider(rule: Rule, every: RuleSet, places: Mapping[int, int]) -> Rule | None:
+    """Another rule that covers all of what this one does. `places` has the positions of rules by their identity."""
+    if rule.kind == HOST:
+        candidates = every.for_name(rule.name)
+    elif rule.kind == SUFFIX:
+        candidates = [other for other in every.for_name(f"x.{rule.name}") if other.kind == SUFFIX]
     elif rule.kind == ADDRESS:
         candidates = [other for other in every.for_address(rule.network) if other.kind == ADDRESS]
         candidates = [other for other in candidates if other.prefix_length <= rule.prefix_length]
     else:
         return None
-    ports = [(protocol, port) for protocol in (6, 17) for port in _sample_ports(rule) if rule.covers(protocol, port)]
     for other in candidates:
-        if other is not rule and all(other.covers(*place) for place in ports):
-            same = all(rule.covers(*place) for place in ports) and other.kind == rule.kind and _same_place(rule, other)
-            if same and every.rules.index(other) > every.rules.index(rule):
+        if other is not rule and _covers_all(other, rule):
+            alike = _place(rule) == _place(other) and _covers_all(rule, other)
+            if alike and places[id(other)] > places[id(rule)]:
                 continue  # of two that say the same, the later is the superfluous one
             return other
     return None
+
+
+def _place(rule: Rule) -> tuple[str, str, bytes, int]:
+    return rule.kind, rule.name, rule.network, rule.prefix_length
 
 
 def _sample_ports(rule: Rule) -> list[int]:
     return [rule.first_port, rule.last_port] if rule.first_port else [1, 22, 80, 443, 8443, 65535]
 
 
-def _same_place(one: Rule, other: Rule) -> bool:
-    return (one.name, one.network, one.prefix_length) == (other.name, other.network, other.prefix_length)
+def _covers_all(one: Rule, other: Rule) -> bool:
+    """Whether a rule covers every protocol and port that another does."""
+    ports = [(protocol, port) for protocol in (TCP, UDP) for port in _sample_ports(other)]
+    return all(one.covers(*place) for place in ports if other.covers(*place))
 
 
 @lru_cache(maxsize=8)
