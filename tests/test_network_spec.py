@@ -1,4 +1,4 @@
-"""NetworkSpec: words, contradictions, what comes out of YAML, what the engine is told, and the warnings (I1, I4, I9)."""
+"""NetworkSpec: words, contradictions, what comes out of YAML, what the engine is told, warnings (I1, I4, I9)."""
 
 from __future__ import annotations
 
