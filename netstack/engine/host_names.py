@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netstack.engine import dns_screen
 from netstack.engine.dns_cache import DnsCache, Key
+from netstack.engine.zones import Zones
 from netstack.wire import dns as wire
 
 
@@ -17,13 +18,16 @@ class HostNames:
     What the policy thinks of an address is for the dialer to ask, about each, when it dials.
     """
 
-    def __init__(self, cache: DnsCache) -> None:
+    def __init__(self, zones: Zones, cache: DnsCache) -> None:
+        self._zones = zones
         self._cache = cache
 
     def known(self, name: str, qtype: int, now: float) -> list[bytes] | None:
-        """The addresses of a canonical name (`qtype` A or AAAA) out of the cache; None when upstream has to be asked."""
+        """The addresses of a canonical name (`qtype` A or AAAA) as the gateway knows them; None: ask upstream."""
         wire_name = _wire_name(name)
-        reply = self._cache.get(Key(wire_name, qtype, wire.CLASS_IN, False, False), now)
+        reply = self._zones.answer(wire_name, qtype, wire.CLASS_IN)  # internal names never leak
+        if reply is None:
+            reply = self._cache.get(Key(wire_name, qtype, wire.CLASS_IN, False, False), now)
         return None if reply is None else _addresses(reply, wire_name, qtype)
 
     def question(self, name: str, qtype: int) -> bytes:

@@ -41,12 +41,12 @@ class Inspection:
         self._watched = 0
         """Bytes that passed while they were watched."""
 
-    def feed(self, chunk: bytes) -> Verdict | None:
+    def feed(self, chunk: bytes, now: float) -> Verdict | None:
         """Take the next bytes; the verdict as soon as they tell, None while more are needed."""
         outcome = self._read(chunk)
         if isinstance(outcome, Named):
             self._name = outcome.name
-            return self._judge.named(self._question, outcome.name, outcome.protocol, outcome.source)
+            return self._judge.named(self._question, outcome.name, outcome.protocol, outcome.source, now)
         return None if outcome is None else _refusal(outcome)
 
     def _read(self, chunk: bytes) -> Outcome:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from netstack.engine.events import FlowRefused, PolicyReplaced
 from netstack.engine.outbox import Outbox
 from netstack.engine.pins import Pins
-from netstack.engine.policy import SYNTHETIC, Policy
+from netstack.engine.policy import Policy
 from netstack.engine.rules import QUIC_PORT, TCP, UDP
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.synthetic import SyntheticPool
@@ -20,11 +19,9 @@ MAX_TOLD: Final = 256
 FORGET_TOLD: Final = 300.0
 """Seconds after which the counting begins again."""
 
+_A: Final = 1
+"""The DNS type of IPv4 addresses (RFC 1035 section 3.2.2)."""
 _WORDS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
-
-
-def _no_name(_address: bytes) -> str | None:
-    return None
 
 
 class Judge:
@@ -39,13 +36,12 @@ class Judge:
         self.loosens = False
         """The hook may allow what the policy refuses."""
         self.pins = Pins()
-        self.name_of: Callable[[bytes], str | None] = _no_name
-        """The name a synthetic address stands for (policy.md, synthetic answers)."""
         self.wildcards = WildcardLimits()
         self.synthetic = SyntheticPool(avoid=network.in_subnet)
+        """Which name each synthetic address stands for, also after the mode has changed: guests keep addresses."""
         self._network = network
         self._outbox = outbox
-        self._told: dict[tuple[int, tuple[bytes, int], str, str], int] = {}
+        self._told: dict[tuple[int, bytes, tuple[bytes, int], str, str], int] = {}
         self._told_since = 0.0
         self._untold = 0
         self.refusals: dict[str, int] = {}
@@ -62,24 +58,28 @@ class Judge:
         """A TCP SYN, or the first datagram to a destination: what its address and port alone say."""
         address, port = question.destination
         step = "syn" if question.protocol == TCP else "datagram"
-        if self.policy.settings.answers == SYNTHETIC:
-            name = self.name_of(address)
-            if name is not None:
-                verdict = self.policy.name(question.protocol, name, port, step=step, source="synthetic")
-                reads = question.protocol == UDP and port == QUIC_PORT  # its hello has to agree with the name
-                return verdict._replace(action=PEEK) if verdict.allowed and reads else verdict
+        name = self.synthetic.name_of(address)
+        if name is not None:
+            verdict = self.policy.name(question.protocol, name, port, step=step, source="synthetic")
+            reads = question.protocol == UDP and port == QUIC_PORT  # its hello has to agree with the name
+            return verdict._replace(action=PEEK) if verdict.allowed and reads else verdict
         answered: list[str] = []
         if self.policy.rules.has_named_ports:
             answered = self.pins.names(question.guest[0], address, now)
         return self.policy.connect(question.protocol, address, port, step=step, answered=answered)
 
-    def named(self, question: Question, name: str, step: str, source: str) -> Verdict:
+    def named(self, question: Question, name: str, step: str, source: str, now: float) -> Verdict:
         """The first bytes of the flow say `name` (canonical)."""
-        if self.policy.settings.answers == SYNTHETIC:
-            expected = self.name_of(question.destination[0])
-            if expected is not None and expected != name:
-                return Verdict(REFUSE, step, "name-disagrees-with-address", "", name, source)
-        return self.policy.name(question.protocol, name, question.destination[1], step=step, source=source)
+        expected = self.synthetic.name_of(question.destination[0])
+        if expected is not None and expected != name:
+            return Verdict(REFUSE, step, "name-disagrees-with-address", "", name, source)
+        verdict = self.policy.name(question.protocol, name, question.destination[1], step=step, source=source)
+        if verdict.allowed:
+            # The dialer is going to ask for it: a name below a wildcard carries data out as a DNS question would.
+            fault = self.wildcards.fault(self.policy.rules, question.guest[0], name, _A, now)
+            if fault:
+                return Verdict(REFUSE, step, fault, verdict.rule, name, source)
+        return verdict
 
     def echo(self, question: Question) -> Verdict:
         """An ICMP echo request."""
@@ -114,7 +114,7 @@ class Judge:
         return self.policy.candidate(protocol, address, port)
 
     def refused(self, question: Question, verdict: Verdict, told: str, now: float) -> None:
-        """Count a refusal and tell people: the 1st, 10th, 100th, ... for one destination and name.
+        """Count a refusal and tell people: the 1st, 10th, 100th, ... of one guest for one destination and name.
 
         `told` is what the guest was told: reset, alert, forbidden (403), unreachable, sinkhole, nothing.
         """
@@ -123,7 +123,7 @@ class Judge:
             self._told_since = now
             self._told.clear()
             self._untold = 0
-        key = (question.protocol, question.destination, verdict.name, verdict.reason)
+        key = (question.protocol, question.guest[0], question.destination, verdict.name, verdict.reason)
         count = self._told.get(key)
         if count is None and len(self._told) >= MAX_TOLD:
             self._untold += 1

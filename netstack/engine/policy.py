@@ -130,6 +130,8 @@ class Policy:
         found = self.rules.for_name(name)
         if found:
             return Verdict(ALLOW, "dns", "name-rule", found[0].text, name, "dns")
+        if self.rules.public:  # every public address is open: a list of names would only hide them
+            return Verdict(ALLOW, "dns", "public-rule", self.rules.public[0].text, name, "dns")
         return Verdict(REFUSE, "dns", "name-not-allowed", "", name, "dns")
 
     def candidate(self, protocol: int, address: bytes, port: int) -> str:

@@ -288,6 +288,11 @@ class RuleSet:
         return (protocol, port) in self._peeked
 
     @property
+    def public(self) -> list[Rule]:
+        """The rules that open every public address."""
+        return self._groups[PUBLIC]
+
+    @property
     def has_named_ports(self) -> bool:
         """Whether some name rule has a port of its own: then answers of our DNS are worth remembering."""
         return self._pinned

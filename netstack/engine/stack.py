@@ -80,8 +80,7 @@ class Stack:
         self.dhcp = DhcpServer(settings, report=outbox.report, drop=outbox.drop)
         self.neighbours = Neighbours(settings, drop=outbox.drop, holder=self.dhcp.holder)
         self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=mtu)
-        self.names = HostNames(self.dns.cache)
-        self.judge.name_of = self.dns.synthetic.name_of
+        self.names = HostNames(self.dns.zones, self.dns.cache)
         self._routes = Routes(settings)
         self._errors = IcmpErrors(settings, drop=outbox.drop)
         self._reassembler = Reassembler(drop=outbox.drop)
@@ -355,6 +354,8 @@ class Stack:
         addresses = frozenset(address for address, owner in self.neighbours.entries().items() if owner == mac)
         self.udp.guest_left(addresses, now)
         self.echo.guest_left(addresses, now)
+        for address in addresses:
+            self.judge.pins.forget(address)
 
     def replace_policy(self, policy: PolicySettings, why: str, now: float) -> None:
         """Put another policy in force, whole: flows it would refuse are reset, the rest live on.

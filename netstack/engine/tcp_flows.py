@@ -422,7 +422,7 @@ class TcpFlows:
             if flow.state != PEEKING:
                 inspection.held.append(chunk)
                 continue
-            verdict = inspection.feed(chunk)
+            verdict = inspection.feed(chunk, now)
             if verdict is None:
                 continue
             if not verdict.allowed and not (verdict.name and self._judge.overrulable(verdict)):

@@ -101,7 +101,7 @@ class WaitingDatagrams:
         if isinstance(outcome, Refuse):
             self._forget(flow)
             return Verdict(REFUSE, "quic", outcome.reason, "", outcome.name, "quic")
-        verdict = self._judge.named(flow.question, outcome.name, "quic", outcome.source)
+        verdict = self._judge.named(flow.question, outcome.name, "quic", outcome.source, now)
         if not verdict.allowed and not self._judge.overrulable(verdict):
             self._forget(flow)
             return verdict
