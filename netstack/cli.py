@@ -214,10 +214,10 @@ def _with(*groups: Sequence[Callable[[Command], Command]]) -> Callable[[Command]
 
 
 def _hooks(where: str, *, may_allow: bool, deadline: float) -> HookRunner:
-    from netstack.hooks import HookError, HookRunner, load_hooks
+    from netstack.hooks import MAX_DEADLINE, HookError, HookRunner, load_hooks
 
-    if not 0 < deadline <= 60:
-        raise click.UsageError(f"--hook-deadline {deadline:g}: expected seconds, above 0 and at most 60")
+    if not 0 < deadline <= MAX_DEADLINE:
+        raise click.UsageError(f"--hook-deadline {deadline:g}: expected seconds, above 0 and at most {MAX_DEADLINE:g}")
     try:
         return HookRunner(load_hooks(where), may_allow=may_allow, deadline=deadline)
     except HookError as error:

@@ -7,7 +7,8 @@
 
 A hook can refuse what the policy allows. It can allow what the policy refuses only where the configuration lets it
 (`may_allow`), and never a metadata service or a disabled network. One that raises, or takes longer than its deadline,
-refuses that flow and nothing else.
+refuses that flow and nothing else. It runs in the event loop that carries the frames: what blocks belongs in
+`trio.to_thread.run_sync`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 import trio
@@ -28,6 +31,10 @@ log = logging.getLogger(__name__)
 
 DEADLINE: Final = 5.0
 """Seconds a hook has to answer, unless told otherwise."""
+MAX_DEADLINE: Final = 10.0
+"""The most it may be given: what waits for it gives up a little later."""
+MAX_ASKING: Final = 1024
+"""Questions a hook is asked at a time; further ones are refused. Flows of a flood are forgotten before it answers."""
 
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
 
@@ -97,6 +104,8 @@ class HookRunner:
         self.may_allow = may_allow
         self._hooks = hooks
         self._deadline = deadline
+        self._asking = 0
+        self._failures: dict[str, int] = {}
 
     async def flow(self, question: Question, verdict: Verdict) -> Verdict:
         """The verdict on a flow, with the hook's opinion in it. Raises nothing the hook does."""
@@ -123,29 +132,40 @@ class HookRunner:
     async def _ask(
         self, verdict: Verdict, what: str, *, on_flow: Flow | None = None, on_dns: DnsQuestion | None = None
     ) -> Verdict:
+        if self._asking >= MAX_ASKING:
+            return self._failed(verdict, "hook-busy", f"has {MAX_ASKING} questions before it", what)
         decision: object = None
+        self._asking += 1
         try:
-            with trio.fail_after(self._deadline):
+            with trio.move_on_after(self._deadline) as scope:
                 if on_flow is not None:
                     decision = await self._hooks.on_flow(on_flow)
                 elif on_dns is not None:
                     decision = await self._hooks.on_dns(on_dns)
-        except trio.TooSlowError:
-            log.warning("the hook did not answer within %g s: %s is refused", self._deadline, what)
-            return _refused(verdict, "hook-timeout")
-        except Exception:  # foreign code: whatever it raises refuses this flow and nothing else
-            log.exception("the hook failed: %s is refused", what)
-            return _refused(verdict, "hook-failed")
+        except (Exception, SystemExit) as error:  # foreign code: whatever it raises refuses this flow and nothing else
+            return self._failed(verdict, "hook-failed", "failed", what, error)
+        finally:
+            self._asking -= 1
+        if scope.cancel_called:  # also of one that caught its cancellation and answers all the same
+            return self._failed(verdict, "hook-timeout", f"did not answer within {self._deadline:g} s", what)
         if decision is None:
             return verdict
-        if not isinstance(decision, Decision):
-            log.error("the hook returned %r, neither None nor allow() nor refuse(): %s is refused", decision, what)
-            return _refused(verdict, "hook-failed")
+        if not isinstance(decision, Decision) or not isinstance(decision.reason, str):
+            return self._failed(verdict, "hook-failed", f"returned a {type(decision).__name__}, not what allow() gives", what)
         if not decision.allowed:
             return _refused(verdict, decision.reason)
         if verdict.allowed or not self.may_allow:
             return verdict
         return verdict._replace(action=ALLOW, step="hook", reason=decision.reason)
+
+    def _failed(
+        self, verdict: Verdict, reason: str, did: str, what: str, error: BaseException | None = None
+    ) -> Verdict:
+        """Refuse. The 1st, 10th, 100th, ... failure of a kind is logged: a guest must not fill the log with them."""
+        count = self._failures[reason] = self._failures.get(reason, 0) + 1
+        if str(count).rstrip("0") == "1":
+            log.error("the hook %s: %s is refused (%d of these so far)", did, what, count, exc_info=error)
+        return _refused(verdict, reason)
 
 
 def _refused(verdict: Verdict, reason: str) -> Verdict:
@@ -159,21 +179,13 @@ class HookError(ValueError):
 def load_hooks(where: str) -> Hooks:
     """The hook at `FILE.py`, `FILE.py:CLASS` or `MODULE:CLASS`; without a class, the only subclass of Hooks there.
 
-    Raises HookError. Its file is run: it has the rights of this process.
+    Raises HookError. Its file is run: it has the rights of this process. A file is found by other code as the module
+    `netstack_hook`.
     """
     source, _, wanted = where.partition(":")
     try:
-        if source.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("netstack_hook", Path(source))
-            if spec is None or spec.loader is None:
-                raise HookError(f"{source} is no Python file")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-    except HookError:
-        raise
-    except Exception as error:  # foreign code: it may raise anything while it is read
+        module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except (Exception, SystemExit) as error:  # foreign code: it may raise anything while it is read
         raise HookError(f"{source}: {type(error).__name__}: {error}") from error
     found = {name: each for name, each in vars(module).items() if isinstance(each, type) and issubclass(each, Hooks)}
     found.pop("Hooks", None)
@@ -181,5 +193,19 @@ def load_hooks(where: str) -> Hooks:
         found = {name: each for name, each in found.items() if name == wanted}
     if len(found) != 1:
         raise HookError(f"expected one subclass of netstack.hooks.Hooks, found {', '.join(sorted(found)) or 'none'}")
-    made: Hooks = next(iter(found.values()))()
+    name, kind = next(iter(found.items()))
+    try:
+        made: Hooks = kind()
+    except (Exception, SystemExit) as error:  # foreign code again
+        raise HookError(f"{source}: {name}(): {type(error).__name__}: {error}") from error
     return made
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("netstack_hook", path)
+    if spec is None or spec.loader is None:
+        raise ImportError("no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses, pickle and the like look a class's module up by its name
+    spec.loader.exec_module(module)
+    return module
