@@ -1,4 +1,4 @@
-"""Hooks: what one is told and may say, what becomes of one that fails, hangs or talks nonsense (F14), how it is loaded."""
+"""Hooks: what one is told and may say, what becomes of one that fails, hangs or talks nonsense, how it is loaded."""
 
 from __future__ import annotations
 
