@@ -24,6 +24,7 @@ from typing import Final
 
 import trio
 
+from netstack.engine.refusals import is_told
 from netstack.engine.verdict import ALLOW, REFUSE, Question, Verdict
 from netstack.wire.ipv4 import format_address
 
@@ -151,7 +152,9 @@ class HookRunner:
         if decision is None:
             return verdict
         if not isinstance(decision, Decision) or not isinstance(decision.reason, str):
-            return self._failed(verdict, "hook-failed", f"returned a {type(decision).__name__}, not what allow() gives", what)
+            return self._failed(
+                verdict, "hook-failed", f"returned a {type(decision).__name__}, not what allow() gives", what
+            )
         if not decision.allowed:
             return _refused(verdict, decision.reason)
         if verdict.allowed or not self.may_allow:
@@ -163,7 +166,7 @@ class HookRunner:
     ) -> Verdict:
         """Refuse. The 1st, 10th, 100th, ... failure of a kind is logged: a guest must not fill the log with them."""
         count = self._failures[reason] = self._failures.get(reason, 0) + 1
-        if str(count).rstrip("0") == "1":
+        if is_told(count):
             log.error("the hook %s: %s is refused (%d of these so far)", did, what, count, exc_info=error)
         return _refused(verdict, reason)
 

@@ -352,8 +352,7 @@ class DnsServer:
             )
         )
         if verdict is not None and not verdict.allowed:
-            refusals = self._judge.refusals
-            refusals[verdict.reason] = refusals.get(verdict.reason, 0) + 1
+            self._judge.count(verdict)
         return wire.response(query.id, flags, question, reply.records, opt)
 
 

@@ -1,4 +1,4 @@
-"""The one place where verdicts are made: every flow, name and question passes here, and every refusal is told from here."""
+"""The one place where verdicts are made: every flow, name and question passes here; every refusal is told from here."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from netstack.engine.events import FlowRefused, PolicyReplaced
 from netstack.engine.outbox import Outbox
 from netstack.engine.pins import Pins
 from netstack.engine.policy import Policy
+from netstack.engine.refusals import Refusals, is_told
 from netstack.engine.rules import QUIC_PORT, TCP, UDP
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.synthetic import SyntheticPool
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.engine.wildcard_limits import WildcardLimits
-
-MAX_TOLD: Final = 256
-"""Refused destinations whose repetitions are counted one by one; those beyond are counted together (conformance F13)."""
-FORGET_TOLD: Final = 300.0
-"""Seconds after which the counting begins again."""
 
 _A: Final = 1
 """The DNS type of IPv4 addresses (RFC 1035 section 3.2.2)."""
@@ -41,17 +37,18 @@ class Judge:
         """Which name each synthetic address stands for, also after the mode has changed: guests keep addresses."""
         self._network = network
         self._outbox = outbox
-        self._told: dict[tuple[int, bytes, tuple[bytes, int], str, str], int] = {}
-        self._told_since = 0.0
-        self._untold = 0
-        self.refusals: dict[str, int] = {}
+        self._refusals = Refusals()
+
+    @property
+    def refusals(self) -> dict[str, int]:
         """Refusals so far, by reason."""
+        return self._refusals.by_reason
 
     def replace(self, policy: Policy, why: str) -> None:
         """Put another policy in force, whole. Flows already open are judged again by their owners."""
         self.policy = policy
         self.generation += 1
-        self._told.clear()
+        self._refusals.begin_again()
         self._outbox.report(PolicyReplaced(self.generation, why, policy.access, len(policy.rules.rules)))
 
     def first(self, question: Question, now: float) -> Verdict:
@@ -113,24 +110,19 @@ class Judge:
         """Why the dialer must not use an address that a name stands for; empty when it may."""
         return self.policy.candidate(protocol, address, port)
 
+    def count(self, verdict: Verdict) -> None:
+        """Count a refusal that is told of elsewhere."""
+        self._refusals.count(verdict.reason)
+
     def refused(self, question: Question, verdict: Verdict, told: str, now: float) -> None:
         """Count a refusal and tell people: the 1st, 10th, 100th, ... of one guest for one destination and name.
 
         `told` is what the guest was told: reset, alert, forbidden (403), unreachable, sinkhole, nothing.
         """
-        self.refusals[verdict.reason] = self.refusals.get(verdict.reason, 0) + 1
-        if now - self._told_since > FORGET_TOLD:
-            self._told_since = now
-            self._told.clear()
-            self._untold = 0
-        key = (question.protocol, question.guest[0], question.destination, verdict.name, verdict.reason)
-        count = self._told.get(key)
-        if count is None and len(self._told) >= MAX_TOLD:
-            self._untold += 1
-            count = self._untold
-        else:
-            count = self._told[key] = (count or 0) + 1
-        if count == 1 or (count % 10 == 0 and str(count).rstrip("0") == "1"):
+        self.count(verdict)
+        place = (question.protocol, question.destination, verdict.name, verdict.reason)
+        count = self._refusals.repetition(question.guest[0], place, now)
+        if is_told(count):
             self._outbox.report(
                 FlowRefused(
                     question.flow,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netstack.engine.effects import Effect, Report
 from netstack.engine.events import Event, FrameDropped
+from netstack.engine.refusals import is_told
 from netstack.wire import ipv4
 
 
@@ -40,7 +41,7 @@ class Outbox:
     def drop(self, reason: str) -> None:
         """Count a drop; the 1st, 10th, 100th, ... of a reason is an event, so that a flood cannot fill a log."""
         total = self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        if total == 1 or (total % 10 == 0 and str(total).rstrip("0") == "1"):
+        if is_told(total):
             self.report(FrameDropped(reason, total))
 
     def report(self, event: Event) -> None:
