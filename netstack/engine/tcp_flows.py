@@ -377,7 +377,8 @@ class TcpFlows:
             return
         if signals & st.OPENED:
             self._half_open.pop(flow.id, None)
-            if flow.state == CONNECTING:
+            # A name may have come with the last acknowledgement of the handshake: then the dial is still under way.
+            if flow.state == CONNECTING and (flow.upstream or flow.session is not None):
                 flow.state = SPLICED
                 self._report_opened(flow)
             if flow.session is not None:
