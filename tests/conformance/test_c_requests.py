@@ -1,4 +1,4 @@
-"""Conformance class C, the second half: plain HTTP. Every request has to name the host its connection was opened for."""
+"""Conformance class C, the second half: plain HTTP, whose requests have to name the host of their connection."""
 
 from __future__ import annotations
 
