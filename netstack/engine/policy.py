@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from netstack.engine import addresses
-from netstack.engine.rules import Rule, RuleSet
+from netstack.engine.rules import TCP, Rule, RuleSet
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Verdict
 
@@ -85,7 +85,8 @@ class Policy:
         if place == "public":  # a name opens nothing else, whatever its servers say
             if rules.peeks(protocol, port):
                 return Verdict(PEEK, step, "name-decides")
-            for name in answered:
+            # Not for UDP: nothing in a datagram says whom it is for, and the address may be many names' (policy.md).
+            for name in answered if protocol == TCP else ():
                 for rule in rules.for_name(name):
                     if rule.first_port and rule.covers(protocol, port):
                         return Verdict(ALLOW, step, "answered-name", rule.text, name, "dns")
