@@ -537,6 +537,13 @@ def network_spec(
         raise PolicyError(f"{config_file}: policy" if config_file else "policy", error) from error
 
 
+def _yaml_problem(error: Exception) -> str:
+    """What the parser says, in a line; and what to do about it where a rule was taken for YAML's own signs."""
+    problem = " ".join(str(error).split())
+    quotes = "; a rule that begins with *, @ or [ needs quotes"
+    return problem + (quotes if "alias" in problem or "'@'" in problem or "flow sequence" in problem else "")
+
+
 def _policy_section(path: Path) -> Mapping[str, object]:
     import yaml
 
@@ -548,7 +555,9 @@ def _policy_section(path: Path) -> Mapping[str, object]:
     except UnicodeDecodeError as error:
         raise PolicyError(where, "expected UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise PolicyError(where, " ".join(str(error).split())) from error
+        raise PolicyError(where, _yaml_problem(error)) from error
+    except RecursionError as error:
+        raise PolicyError(where, "its lists and mappings are nested too deeply") from error
     if document is None:
         return {}
     if not isinstance(document, dict):

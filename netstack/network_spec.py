@@ -161,7 +161,7 @@ def _checked(key: str, value: Any) -> Any:
         return NULL
     if key == "allow_net":
         if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
-            raise SpecError(f"allow_net {value!r}: expected a list of rules, each a string")
+            raise SpecError(f"allow_net {value!r}: expected a list of rules, each a string (in YAML: in quotes)")
         return tuple(value)
     if key in ("deny_all", "pass_service_bindings", "strict_ech"):
         if not isinstance(value, bool):

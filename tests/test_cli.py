@@ -76,6 +76,59 @@ def test_a_mistake_is_one_line_and_a_status(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--allow-net", "*.co.uk"], "anybody can register"),
+        (["--allow-net", "https://pypi.org/"], "did you mean 'pypi.org'?"),
+        (["--allow-net", "10.0.0.1/8"], "did you mean '10.0.0.0/8'?"),
+        (["--allow-net", "pypi.org,bad rule"], "'bad rule'"),
+        (["--network", "disabled", "--allow-net", "pypi.org"], "allow_net"),
+        (["--network", "disabled", "--deny-all"], "deny_all"),
+        (["--deny-all", "--allow-net", "pypi.org"], "deny_all"),
+        (["--network", "off"], "expected 'enabled' or 'disabled'"),
+        (["--dns-sinkhole", "loopback"], "--dns-sinkhole"),
+        (["--config", "/nonexistent/policy.yaml"], "No such file"),
+        (["--config", "/proc/self"], "Is a directory"),
+        (["--config", "{}/alias.yaml"], "quotes"),
+        (["--config", "{}/deep.yaml"], "deep.yaml"),
+        (["--config", "{}/binary.yaml"], "UTF-8"),
+        (["--config", "{}/key.yaml"], "did you mean 'allow_net'?"),
+        (["--config", "{}/section.yaml"], "'policy'"),
+        (["--config", "{}/list.yaml"], "list of rules"),
+        (["--hook", "/nonexistent/hook.py"], "No such file"),
+        (["--hook", "{}/broken.py"], "SyntaxError"),
+        (["--hook", "netstack.hooks:Hooks"], "expected one subclass"),
+        (["--hook-deadline", "0", "--hook", "{}/broken.py"], "--hook-deadline"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("command", ["run", "guest"])
+def test_bad_policies_are_one_line_and_start_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, options: list[str], said: str
+):
+    """Conformance I1, I2: nothing is ever partly applied."""
+    files = {
+        "alias.yaml": b"policy:\n  allow_net:\n    - *.pypi.org\n",
+        "deep.yaml": b"[" * 100_000,
+        "binary.yaml": b"policy: \xff\xfe",
+        "key.yaml": b"policy: {allow_nets: [pypi.org]}",
+        "section.yaml": b"polcy: {allow_net: [pypi.org]}",
+        "list.yaml": b"policy: {allow_net: [1, 2]}",
+        "broken.py": b"class",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    words = [word.format(tmp_path) if word.startswith("{}") else word for word in options]
+    rest = ["--tap", "t0"] if command == "run" else ["--", "echo", "started"]
+    status, out, err = invoke(capsys, command, *words, *rest)
+    assert status in (1, 2)
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("netstack")
+    assert said in err
+
+
 def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]):
     status, out, err = invoke(capsys)
     assert (status, out) == (2, "")

@@ -15,7 +15,7 @@ from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
-from netstack.engine.verdict import Question, Verdict
+from netstack.engine.verdict import REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4
 
 IDLE: Final = 60.0
@@ -165,8 +165,11 @@ class EchoFlows:
             self._close(flow, "guest left", now)
 
     def judge_again(self, now: float) -> None:
-        """End the mappings that the policy now in force would refuse; a request to another place is judged by itself."""
+        """End the mappings that the policy now in force would refuse; requests to other places are judged anew."""
         self._approved.clear()
+        asking, self._asking = self._asking, {}
+        for request in asking.values():  # what the hook was told of the policy is over
+            self._refuse(request, Verdict(REFUSE, "replaced", "policy-replaced"), now)
         for flow in list(self._table.values()):
             question = Question(flow.id, ipv4.ICMP, (flow.guest, flow.identifier), (flow.first[0], 0))
             verdict = self._judge.echo(question)

@@ -59,7 +59,7 @@ class HostErrors:
             return False
         too_big = failure == effects.TOO_BIG
         if too_big and not int.from_bytes(kept[6:8], "big") & ipv4.DONT_FRAGMENT:
-            return False  # RFC 792: only where fragmentation is needed and DF forbids it; the next one the host will cut
+            return False  # RFC 792: only where DF forbids what is needed; the next one the host will cut
         error = self._errors.make(
             *message,
             quoted_whole(kept),

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class RunFailed(Exception):
+class RunFailed(Exception):  # noqa: N818 - it says what happened, and a command line ends with it
     """A command of the gateway could not start or go on; the message is the one line to show."""

@@ -240,8 +240,12 @@ class Driver:
         self.stack.dns_consulted(effect.number, verdict, trio.current_time())
         self.flush()
 
-    def replace_policy(self, policy: PolicySettings, why: str) -> None:
-        """Put another policy in force, whole, and end the flows it would refuse. `why` is for the record."""
+    def replace_policy(self, policy: PolicySettings, why: str, *, final: bool = False) -> None:
+        """Put another policy in force, whole, and end the flows it would refuse. `why` is for the record.
+
+        What a `final` one refuses no hook may allow, whatever it may otherwise.
+        """
+        self.stack.judge.loosens = self._hooks is not None and self._hooks.may_allow and not final
         self.stack.replace_policy(policy, why, trio.current_time())
         self.flush()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import trio
@@ -12,7 +12,14 @@ from guest_iface.namespaces import GuestConfiguration, GuestNamespace
 from netstack.config import DEFAULT_GUEST_MAC, RunConfig
 from netstack.engine.settings import NetworkSettings
 from netstack.gateway import RunFailed
-from netstack.gateway.run_command import Attachments, Gateway, prepare_process, run_trio
+from netstack.gateway.run_command import (
+    POLICY_SIGNALS,
+    Attachments,
+    Gateway,
+    obey_policy_signal,
+    prepare_process,
+    run_trio,
+)
 
 DEVICE: Final = "eth0"
 """What the guest's network card is called."""
@@ -35,6 +42,12 @@ def guest_mac(network: NetworkSettings) -> bytes:
     return DEFAULT_GUEST_MAC
 
 
+async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
+    """The command's own signals go to the command; these two are ours."""
+    async for number in signals:
+        obey_policy_signal(number, gateway)
+
+
 async def _run(config: RunConfig, command: Sequence[str]) -> int:
     network = config.network
     try:
@@ -54,10 +67,13 @@ async def _run(config: RunConfig, command: Sequence[str]) -> int:
         raise RunFailed(f"{error} (netstack doctor says what this host allows)") from error
     try:
         gateway = Gateway(config, Attachments(links=[namespace.open_tap()]))
-        async with trio.open_nursery() as nursery:
-            await nursery.start(gateway.run)
-            status = await namespace.run_command(command, forward_signals=True)
-            gateway.stop()
+        with trio.open_signal_receiver(*POLICY_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(gateway.run)
+                nursery.start_soon(_obey, signals, gateway)
+                status = await namespace.run_command(command, forward_signals=True)
+                gateway.stop()
+                nursery.cancel_scope.cancel()
         return status
     finally:
         namespace.close()

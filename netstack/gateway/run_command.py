@@ -186,6 +186,9 @@ class Gateway:
             servers_changed=self._forget_names,
         )
         self._config = config
+        self.killed = False
+        """The kill switch is on: nothing is allowed until `reload_policy`."""
+        self._warn_of(config.policy)
         self.driver = Driver(
             network,
             resolver=resolver,
@@ -205,23 +208,32 @@ class Gateway:
         """End `run` in order: guests first, so that the ends of their flows are still told."""
         self._serving.cancel()
 
-    def reload_policy(self) -> bool:
-        """Read the policy again from its file and put it in force, whole, or leave the old one; False without a file."""
-        if self._config.reload_policy is None:
-            return False
+    @property
+    def has_policy_file(self) -> bool:
+        """Whether there is a file that the policy can be read from again."""
+        return self._config.reload_policy is not None
+
+    def reload_policy(self) -> None:
+        """Put the policy of options and file, read again, in force: the whole of it, or none and the old one stays."""
         try:
-            spec = self._config.reload_policy()
+            spec = self._config.reload_policy() if self._config.reload_policy else self._config.policy
         except ConfigError as error:
-            log.error("%s; the policy in force stays", error)
-        else:
-            self.driver.replace_policy(spec.policy(), "reload")
-            log.info("policy read again: %s", spec)
-        return True
+            log.warning("%s; %s", error, "the kill switch stays on" if self.killed else "the policy in force stays")
+            return
+        self.killed = False
+        self.driver.replace_policy(spec.policy(), "reload")
+        log.info("policy read again: %s", spec)
+        self._warn_of(spec)
+
+    def _warn_of(self, spec: NetworkSpec) -> None:
+        for warning in spec.warnings(metadata_access=self._config.network.metadata_access):
+            log.warning("%s", warning)
 
     def kill_network(self) -> None:
-        """The kill switch: every flow is reset, and nothing goes out or comes in any more until the policy is reloaded."""
-        self.driver.replace_policy(NetworkSpec.enabled(deny_all=True).policy(), "kill-switch")
-        log.warning("kill switch: every flow is reset and nothing is allowed")
+        """The kill switch: every flow is reset, and nothing goes out or comes in any more until `reload_policy`."""
+        self.killed = True
+        self.driver.replace_policy(NetworkSpec.enabled(deny_all=True).policy(), "kill-switch", final=True)
+        log.warning("kill switch: every flow is reset and nothing is allowed until SIGUSR1")
 
     def reopen_events(self) -> bool:
         """Open the events file again by its name; False if there is none."""
@@ -286,17 +298,34 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> str:
     return str(error)
 
 
+POLICY_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def obey_policy_signal(number: int, gateway: Gateway) -> None:
+    """SIGUSR2 is the kill switch; SIGUSR1 reads the policy again, and lifts it."""
+    if number == signal.SIGUSR2:
+        gateway.kill_network()
+    else:
+        gateway.reload_policy()
+
+
 async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
     async for number in signals:
-        if number == signal.SIGHUP:
-            done = [gateway.reload_policy(), gateway.reopen_events()]
-            if any(done):
-                continue
-        if number == signal.SIGUSR2:
-            gateway.kill_network()
-        else:
+        if number in POLICY_SIGNALS:
+            obey_policy_signal(number, gateway)
+        elif number != signal.SIGHUP or not _refresh(gateway):
             log.info("%s: ending", signal.Signals(number).name)
             gateway.stop()
+
+
+def _refresh(gateway: Gateway) -> bool:
+    """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none."""
+    reopened = gateway.reopen_events()
+    if gateway.killed:  # log rotation sends SIGHUP too, and must not open what somebody has closed
+        log.warning("SIGHUP: the kill switch stays on until SIGUSR1")
+    elif gateway.has_policy_file:
+        gateway.reload_policy()
+    return reopened or gateway.has_policy_file
 
 
 def tell_ready(fd: int) -> None:
@@ -311,8 +340,6 @@ def tell_ready(fd: int) -> None:
 def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
     network = config.network
     addresses = [socket.inet_ntoa(each) for each in (network.gateway_ip, network.device_ip, network.host_ip)]
-    for warning in config.policy.warnings():
-        log.warning("%s", warning)
     log.info("policy: %s", config.policy)
     log.info("gateway %s, guest %s, host %s, MTU %d", *addresses, network.link.mtu)
     for name in attachments.names():
@@ -325,7 +352,7 @@ def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
 
 async def _serve_until_told(config: RunConfig) -> None:
     # Signals first: from the moment a socket exists, something must be there to remove it.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *POLICY_SIGNALS) as signals:
         try:
             attachments = open_attachments(config.links, config.network.link.mtu)
         except LinkError as error:

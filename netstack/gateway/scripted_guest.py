@@ -31,7 +31,7 @@ class ScriptedNetwork:
         self._address = bytes(4)
         self._gateway_mac = BROADCAST
         self._router = ""
-        self._next_port = random.randrange(49152, 60000)
+        self._next_port = random.randrange(49152, 60000)  # noqa: S311 - nothing to be kept secret
         self.mss = 1460
 
     # -- frames and packets ------------------------------------------------------------------------------------------
