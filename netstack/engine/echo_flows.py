@@ -20,6 +20,8 @@ IDLE: Final = 60.0
 """Seconds a mapping lives without a packet (RFC 5508 section 3.2 REQ-1)."""
 MAX_DESTINATIONS: Final = 64
 """Addresses remembered per mapping; a tool that pings more with one identifier loses the answers of the first."""
+MAX_REQUESTS: Final = 64
+"""Requests remembered per mapping, to be quoted: traceroute has sixteen under way, each for another hop."""
 
 
 class EchoFlow:
@@ -27,15 +29,17 @@ class EchoFlow:
 
     __slots__ = (
         "deadline", "destinations", "first", "guest", "heard_at", "id", "identifier", "opened_at", "received",
-        "scheduled", "sent",
+        "requests", "scheduled", "sent",
     )  # fmt: skip
 
     def __init__(self, number: int, guest: bytes, identifier: int, now: float) -> None:
         self.id = number
         self.guest = guest
         self.identifier = identifier
-        self.destinations: dict[bytes, tuple[bytes, bytes]] = {}
-        """Dialled address -> the address the guest knows, and the start of the last packet it sent there."""
+        self.destinations: dict[bytes, bytes] = {}
+        """Dialled address -> the address the guest knows."""
+        self.requests: dict[tuple[bytes, int], bytes] = {}
+        """Dialled address and sequence number -> the start of the packet, the latest last."""
         self.first = (guest, guest)
         self.opened_at = now
         self.heard_at = now
@@ -74,7 +78,11 @@ class EchoFlows:
             )
         if dialled not in flow.destinations and len(flow.destinations) >= MAX_DESTINATIONS:
             del flow.destinations[next(iter(flow.destinations))]
-        flow.destinations[dialled] = (header.destination, quotable(packet))
+        flow.destinations[dialled] = header.destination
+        flow.requests.pop((dialled, echo.sequence), None)
+        if len(flow.requests) >= MAX_REQUESTS:
+            del flow.requests[next(iter(flow.requests))]
+        flow.requests[dialled, echo.sequence] = quotable(packet)
         flow.heard_at = now
         flow.sent += len(echo.payload)
         self._outbox.effects.append(
@@ -91,16 +99,30 @@ class EchoFlows:
         flow.heard_at = now
         flow.received += len(payload)
         reply = icmp.build_echo(request=False, identifier=flow.identifier, sequence=sequence, payload=payload)
-        self._outbox.send(known[0], flow.guest, ipv4.ICMP, reply)
+        self._outbox.send(known, flow.guest, ipv4.ICMP, reply)
 
-    def failed(self, number: int, address: bytes, failure: int, now: float, *, offender: bytes, mtu: int) -> None:
-        """The host was told, or found out, that a request did not arrive."""
+    def failed(
+        self,
+        number: int,
+        address: bytes,
+        failure: int,
+        now: float,
+        *,
+        sequence: int | None,
+        offender: bytes,
+        mtu: int,
+    ) -> None:
+        """The host was told, or found out, that a request did not arrive: the latest if `sequence` is not known."""
         flow = self._by_number.get(number)
-        known = flow.destinations.get(address) if flow is not None else None
-        if known is not None:
+        if flow is None:
+            return
+        if sequence is None:
+            sequence = next((each for target, each in reversed(flow.requests) if target == address), 0)
+        kept = flow.requests.get((address, sequence))
+        if kept is not None:
             # A host that is there refuses no echo: what the socket calls refused is an unreachable host.
             cause = effects.HOST_UNREACHABLE if failure == effects.REFUSED else failure
-            self._host_errors.tell(cause, known[1], now, dialled=address, offender=offender, mtu=mtu)
+            self._host_errors.tell(cause, kept, now, dialled=address, offender=offender, mtu=mtu)
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""
