@@ -250,6 +250,23 @@ test_every_gap_below_what_was_overtaken_is_repaired_in_one_go = transcript(
 """
 )
 
+test_congestion_avoidance_adds_a_segment_for_each_window = transcript(
+    OPEN_SACK
+    + "+0 write 73000\n"
+    + burst(1, 10)
+    + "+0.01 guest . 1001 ack 1 <sack 1461:14601>\n+0 engine P. 1:1461(1460) ack 1001\n"
+    + burst(14601, 4)
+    + "+0.01 guest . 1001 ack 20441\n"  # repaired; half of ten segments may be on their way
+    + burst(20441, 5)
+    + "+0.01 guest . 1001 ack 27741\n"  # one acknowledgement for all of them
+    + burst(27741, 6)
+    + "+0.01 guest . 1001 ack 30661\n"  # two of six: a third of a segment
+    + burst(36501, 2)
+    + "+0.01 guest . 1001 ack 39421\n"  # six: that makes 7.3
+    + burst(39421, 7)
+    + "+0 nothing\n"
+)
+
 test_three_small_segments_beyond_a_gap_are_enough = transcript(
     OPEN_SACK
     + """

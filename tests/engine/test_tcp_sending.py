@@ -180,6 +180,18 @@ test_a_window_update_lets_data_out = transcript(
 """
 )
 
+test_an_old_segment_does_not_bring_back_an_old_window = transcript(
+    OPEN
+    + """
++0      guest   . 1001:1101(100) ack 1 win 1000
++0      guest   . 1101 ack 1 win 60000
++0      guest   . 1001:1151(150) ack 1 win 1000        # was on its way for longer
++0      write   2000
++0      engine  . 1:1461(1460) ack 1151
++0      engine  P. 1461:2001(540) ack 1151
+"""
+)
+
 test_a_window_that_shrinks_over_what_was_sent = transcript(
     OPEN
     + "+0 write 4380\n"

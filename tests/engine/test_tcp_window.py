@@ -30,6 +30,33 @@ test_a_host_that_stops_closes_the_window = transcript(
 """
 )
 
+test_an_update_does_not_wait_for_a_delayed_acknowledgement = transcript(
+    OPEN
+    + """
++0      host    stops
++0      guest+  . 1001:41001(40000) ack 1
++0      guest   . 41001:66001(25000) ack 1
++0      engine  . 1:1(0) ack 66001 win 535
++0      guest   . 66001:66536(535) ack 1
++0.001  host    goes on
++0      engine  . 1:1(0) ack 66536 win 65535
+"""
+)
+
+test_an_update_is_sent_by_a_side_whose_own_data_is_blocked = transcript(
+    OPEN
+    + """
++0      guest   . 1001 ack 1 win 0
++0      write   100
++0      host    stops
++0      guest+  . 1001:41001(40000) ack 1
++0      guest   . 41001:66536(25535) ack 1
++0      engine  . 1:1(0) ack 66536 win 0
++0.001  host    takes 30000
++0      engine  . 1:1(0) ack 66536 win 30000
+"""
+)
+
 test_a_probe_that_linux_sends_is_answered = transcript(
     OPEN
     + """
