@@ -231,6 +231,31 @@ test_fin_waits_for_the_window_too = transcript(
 """
 )
 
+test_fin_does_not_ride_beyond_the_window = transcript(
+    OPEN
+    + """
++0      guest   . 1001 ack 1 win 5
++0      room    0
++0      write   "hello"
++0      finish
++0      room    all
++0      engine  P. 1:6(5) ack 1001 "hello"
++0.01   guest   . 1001 ack 6 win 5
++0      engine  F. 6:6(0) ack 1001
+"""
+)
+
+test_a_window_that_was_not_used_does_not_grow = transcript(
+    OPEN
+    + "".join(
+        f"+0 write 1460\n+0 engine P. {n}:{n + 1460}(1460) ack 1001\n+0.01 guest . 1001 ack {n + 1460}\n"
+        for n in range(1, 14601, 1460)
+    )
+    + "+0 write 30000\n"
+    + burst(14601, 10)
+    + "+0 nothing\n"
+)
+
 # -- the link is full -------------------------------------------------------------------------------------------------
 
 test_data_waits_for_the_link_and_control_does_not = transcript(

@@ -239,6 +239,19 @@ test_a_segment_from_long_ago_is_answered_and_dropped = transcript(
 """
 )
 
+test_a_stamp_from_long_ago_is_dropped_though_it_was_seen_before = transcript(
+    OPEN_TS
+    + """
++0      guest   . 1001:1101(100) ack 1 <TS val 1000 ecr 5>
++0.04   engine  . 1:1(0) ack 1101 <TS val 41 ecr 1000>
++0      guest   U. 1101:1201(100) ack 1 <TS val 2000 ecr 5>
++0.04   engine  . 1:1(0) ack 1201 <TS val 81 ecr 2000>
++0      guest   . 1201:1301(100) ack 1 <TS val 1000 ecr 5>
++0      engine  . 1:1(0) ack 1201 <TS val 81 ecr 2000>
++0      expect  received 200
+"""
+)
+
 test_k8_stamps_wrap = transcript("""
 +0      guest   S 1000:1000(0) win 64240 <mss 1460,TS val 4294967290 ecr 0>
 +0      accept
