@@ -149,7 +149,7 @@ def main(
                 results[row.name] = report.summarise(row, turns, chosen[0].name)
     except BenchError as error:
         raise click.ClickException(str(error)) from error
-    console = report.output_console()
+    console = report.output_console(len(chosen))
     console.print(report.table(results, chosen, host, options))
     for line in report.notes(results, versions):
         console.print(line, style="dim", highlight=False, soft_wrap=True)

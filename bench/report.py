@@ -21,8 +21,10 @@ from bench.rows import Row, Sample
 
 FORMAT: Final = 1
 """Version of the JSON this writes."""
-TABLE_WIDTH: Final = 180
-"""Columns of the table where the output is no terminal."""
+NARROWEST: Final = 60
+"""Characters of the table without its peers."""
+PER_PEER: Final = 26
+"""Characters that each peer adds."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +151,13 @@ def table(
     base = peers[0].name
     shown = Table(
         title=f"{host['cpu']}, Linux {host['kernel']}, {host['python']}, {host['date']}\n"
-        f"MTU {options['mtu']}, {options['rounds']} rounds of {options['seconds']:g} s, every peer in turn in each",
+        f"MTU {options['mtu']}, {options['rounds']} rounds of {options['seconds']:g} s, every peer in turn in each; "
+        f"load average before: {host['load before']}",
         caption="Medians of the rounds, ± half the distance from lowest to highest. "
         f"x1.50: {base} is 1.5 times ahead of that peer, x0.50: the peer is twice ahead; medians over the rounds.",
         caption_justify="left",
     )
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     shown.add_column("unit")
     for peer in peers:
         shown.add_column(f"{peer.name}\n{peer.link}", no_wrap=True)
@@ -191,6 +194,6 @@ def notes(results: Mapping[str, RowResult], versions: Mapping[str, str]) -> list
     return lines
 
 
-def output_console() -> Console:
-    """Standard output, wide enough for the table where it is a file or a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+def output_console(peers: int) -> Console:
+    """Standard output, wide enough for a table of so many peers where it is a file or a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=NARROWEST + PER_PEER * peers)

@@ -14,7 +14,13 @@ from bench.peers import DEFAULT_PEERS, PEERS
 from bench.report import Round, as_json, notes, number, summarise, table
 from bench.rows import ROWS, Needs, Sample
 
-HOST = {"cpu": "2 x Test", "kernel": "6.1", "python": "CPython 3.11", "date": "2026-11-23T00:00:00+00:00"}
+HOST = {
+    "cpu": "2 x Test",
+    "kernel": "6.1",
+    "python": "CPython 3.11",
+    "date": "2026-11-23T00:00:00+00:00",
+    "load before": "0.1",
+}
 OPTIONS = {"mtu": 1500, "rounds": 3, "seconds": 1.0}
 
 

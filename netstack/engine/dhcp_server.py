@@ -121,10 +121,11 @@ class DhcpServer:
         return table
 
     def holder(self, address: bytes) -> bytes | None:
-        """The MAC an address is leased to, by configuration or by a lease not found expired; None for others."""
-        static = self._static_holders.get(address)
-        if static is not None:
-            return static
+        """The MAC an address is leased to, by a lease not found expired; None for others.
+
+        A static lease nobody has asked for keeps nobody out: a guest may be configured by hand with the device's
+        address, whatever its MAC.
+        """
         lease = self._by_address.get(address)
         return lease.mac if lease is not None and lease.mac in self._leases else None
 

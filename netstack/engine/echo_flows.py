@@ -22,6 +22,8 @@ IDLE: Final = 60.0
 """Seconds a mapping lives without a packet (RFC 5508 section 3.2 REQ-1)."""
 MAX_DESTINATIONS: Final = 64
 """Addresses remembered per mapping; a tool that pings more with one identifier loses the answers of the first."""
+MAX_REQUESTS: Final = 64
+"""Requests remembered per mapping, to be quoted: traceroute has sixteen under way, each for another hop."""
 
 MAX_ASKING: Final = 64
 """Requests that wait for the hook; further ones are lost, as pings are."""
@@ -44,7 +46,7 @@ class EchoFlow:
 
     __slots__ = (
         "deadline", "destinations", "first", "guest", "heard_at", "id", "identifier", "opened_at", "received",
-        "scheduled", "sent", "verdict",
+        "requests", "scheduled", "sent", "verdict",
     )  # fmt: skip
 
     def __init__(self, number: int, guest: bytes, identifier: int, verdict: Verdict, now: float) -> None:
@@ -52,8 +54,10 @@ class EchoFlow:
         self.verdict = verdict
         self.guest = guest
         self.identifier = identifier
-        self.destinations: dict[bytes, tuple[bytes, bytes]] = {}
-        """Dialled address -> the address the guest knows, and the start of the last packet it sent there."""
+        self.destinations: dict[bytes, bytes] = {}
+        """Dialled address -> the address the guest knows."""
+        self.requests: dict[tuple[bytes, int], bytes] = {}
+        """Dialled address and sequence number -> the start of the packet, the latest last."""
         self.first = (guest, guest)
         self.opened_at = now
         self.heard_at = now
@@ -69,7 +73,7 @@ class EchoFlows:
     def __init__(self, settings: NetworkSettings, outbox: Outbox, host_errors: HostErrors, judge: Judge) -> None:
         self._judge = judge
         self._asking: dict[int, _Request] = {}
-        self._approved: dict[tuple[bytes, bytes], float] = {}
+        self._approved: dict[tuple[bytes, bytes], tuple[float, Verdict]] = {}
         self._settings = settings
         self._outbox = outbox
         self._host_errors = host_errors
@@ -86,12 +90,17 @@ class EchoFlows:
         verdict = self._judge.echo(question)
         if not verdict.allowed and not self._judge.overrulable(verdict):
             self._refuse(request, verdict, now)
-        elif self._judge.consults and self._approved.get((header.source, header.destination), 0.0) < now:
-            if len(self._asking) < MAX_ASKING:
+        elif not self._judge.consults:
+            self._send(request, verdict, now)
+        else:
+            until, approval = self._approved.get((header.source, header.destination), (0.0, verdict))
+            if now <= until:
+                self._send(request, approval, now)
+            elif len(self._asking) < MAX_ASKING:
                 self._asking[question.flow] = request
                 self._outbox.effects.append(effects.ConsultFlow(question, verdict))
-        else:
-            self._send(request, verdict, now)
+            else:
+                self._outbox.drop("icmp-waits-for-hook")
 
     def consulted(self, number: int, verdict: Verdict, now: float) -> None:
         """The hook has spoken about a request; what it allows holds for that destination for a while."""
@@ -103,7 +112,7 @@ class EchoFlows:
             return
         if len(self._approved) >= MAX_APPROVED:
             self._approved.clear()
-        self._approved[request.header.source, request.header.destination] = now + IDLE
+        self._approved[request.header.source, request.header.destination] = now + IDLE, verdict
         self._send(request, verdict, now)
 
     def _refuse(self, request: _Request, verdict: Verdict, now: float) -> None:
@@ -131,7 +140,11 @@ class EchoFlows:
             )
         if dialled not in flow.destinations and len(flow.destinations) >= MAX_DESTINATIONS:
             del flow.destinations[next(iter(flow.destinations))]
-        flow.destinations[dialled] = (header.destination, quotable(packet))
+        flow.destinations[dialled] = header.destination
+        flow.requests.pop((dialled, echo.sequence), None)
+        if len(flow.requests) >= MAX_REQUESTS:
+            del flow.requests[next(iter(flow.requests))]
+        flow.requests[dialled, echo.sequence] = quotable(packet)
         flow.heard_at = now
         flow.sent += len(echo.payload)
         self._outbox.effects.append(
@@ -148,16 +161,30 @@ class EchoFlows:
         flow.heard_at = now
         flow.received += len(payload)
         reply = icmp.build_echo(request=False, identifier=flow.identifier, sequence=sequence, payload=payload)
-        self._outbox.send(known[0], flow.guest, ipv4.ICMP, reply)
+        self._outbox.send(known, flow.guest, ipv4.ICMP, reply)
 
-    def failed(self, number: int, address: bytes, failure: int, now: float, *, offender: bytes, mtu: int) -> None:
-        """The host was told, or found out, that a request did not arrive."""
+    def failed(
+        self,
+        number: int,
+        address: bytes,
+        failure: int,
+        now: float,
+        *,
+        sequence: int | None,
+        offender: bytes,
+        mtu: int,
+    ) -> None:
+        """The host was told, or found out, that a request did not arrive: the latest if `sequence` is not known."""
         flow = self._by_number.get(number)
-        known = flow.destinations.get(address) if flow is not None else None
-        if known is not None:
+        if flow is None:
+            return
+        if sequence is None:
+            sequence = next((each for target, each in reversed(flow.requests) if target == address), 0)
+        kept = flow.requests.get((address, sequence))
+        if kept is not None:
             # A host that is there refuses no echo: what the socket calls refused is an unreachable host.
             cause = effects.HOST_UNREACHABLE if failure == effects.REFUSED else failure
-            self._host_errors.tell(cause, known[1], now, dialled=address, offender=offender, mtu=mtu)
+            self._host_errors.tell(cause, kept, now, dialled=address, offender=offender, mtu=mtu)
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""

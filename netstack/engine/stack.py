@@ -442,10 +442,18 @@ class Stack:
         self.echo.received(flow, address, sequence, payload, now)
 
     def echo_failed(
-        self, flow: int, address: bytes, failure: int, now: float, *, offender: bytes = b"", mtu: int = 0
+        self,
+        flow: int,
+        address: bytes,
+        failure: int,
+        now: float,
+        *,
+        sequence: int | None = None,
+        offender: bytes = b"",
+        mtu: int = 0,
     ) -> None:
-        """An echo request to `address` did not arrive, or could not be sent."""
-        self.echo.failed(flow, address, failure, now, offender=offender, mtu=mtu)
+        """An echo request to `address` did not arrive, or could not be sent: the latest if `sequence` is not known."""
+        self.echo.failed(flow, address, failure, now, sequence=sequence, offender=offender, mtu=mtu)
 
     def dns_resolved(self, query: int, message: bytes | None, now: float) -> None:
         """What upstream answered to ResolveUpstream; None when nobody did."""

@@ -6,7 +6,6 @@ Positions are sequence numbers that never wrap (a Python int grows); the connect
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import deque
 from typing import Final
 
 MAX_PIECES: Final = 4096
@@ -178,7 +177,7 @@ class SendBuffer:
         """Position of the first byte not yet acknowledged."""
         self.end = start
         """Position after the last byte."""
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._start = start
         # Where the last slice was taken: the next one is nearly always beside it.
         self._cursor_index = 0
@@ -196,12 +195,18 @@ class SendBuffer:
     def acknowledge(self, position: int) -> None:
         """Everything before `position` (at most `end`) arrived: let it go."""
         self.start = position
-        chunks = self._chunks
-        while chunks and self._start + len(chunks[0]) <= position:
-            self._start += len(chunks.popleft())
-            self._cursor_index -= 1
-        if self._cursor_index < 0 or not chunks:
-            self._cursor_index, self._cursor_start = 0, self._start
+        gone, start = 0, self._start
+        for chunk in self._chunks:
+            if start + len(chunk) > position:
+                break
+            start += len(chunk)
+            gone += 1
+        if gone:
+            del self._chunks[:gone]
+            self._start = start
+            self._cursor_index -= gone
+            if self._cursor_index < 0:
+                self._cursor_index, self._cursor_start = 0, start
 
     def slice(self, position: int, length: int) -> bytes:
         """`length` bytes from `position`; both must lie between `start` and `end`."""

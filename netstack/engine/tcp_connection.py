@@ -478,10 +478,9 @@ class TcpConnection:
         self.signals |= st.GAVE_UP
 
     def _set_deadline(self) -> None:
-        sender = self._sender
         if self._quiet_at == inf and self._limits.keepalive_idle != inf and self.state in st.SYNCHRONIZED:
             self._quiet_at = self._last_heard + self._limits.keepalive_idle
-        self.deadline = min(sender.timer_at, self._receiver.delayed_ack_at, self._quiet_at)
+        self.deadline = min(self._sender.timer_at, self._receiver.delayed_ack_at, self._quiet_at)
 
     def _enter_time_wait(self, now: float) -> None:
         self.signals |= st.ENDED

@@ -7,7 +7,6 @@ time (RFC 8985, by the order of transmission instead of a clock for each segment
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from netstack.engine.tcp_buffers import Scoreboard
@@ -25,6 +24,7 @@ DUPLICATE_THRESHOLD: Final = 3
 MAX_PATIENCE: Final = 4
 """Quarters of a round-trip time (RFC 8985 section 6.2.4: the reordering window is one round trip at most)."""
 _EXAMINED: Final = 16
+"""The oldest repetitions looked at for each acknowledgement: a guest must not make us walk over thousands."""
 
 # How lost segments are being repaired.
 NONE: Final = 0
@@ -115,11 +115,11 @@ class LossRecovery:
         self._first = False
         self._duplicate_acks = 0
         # Repetitions on their way, oldest first: (left, right, SND.NXT when it was sent, serial number).
-        self._repeats: deque[tuple[int, int, int, int]] = deque()
-        self._recent_repeats: deque[tuple[int, int]] = deque(maxlen=2 * _EXAMINED)
+        self._repeats: list[tuple[int, int, int, int]] = []
+        self._recent_repeats: list[tuple[int, int]] = []
         self._serial = 0
         self._newest_arrived = 0
-        self._again: deque[tuple[int, int]] = deque()
+        self._again: list[tuple[int, int]] = []
         self._evidence = (0, 0)
         self._patience_raised_at = 0
 
@@ -183,7 +183,8 @@ class LossRecovery:
         highest = self.scoreboard.highest
         if self.scoreboard.hole_at(max(una, self.lost_edge), highest) is not None:
             return True
-        return any(marker < highest or serial < self._newest_arrived for _, _, marker, serial in self._examined())
+        examined = self._repeats[:_EXAMINED]
+        return any(marker < highest or serial < self._newest_arrived for _, _, marker, serial in examined)
 
     def note_evidence(self) -> None:
         """Remember what has arrived by now, for `run_out_of_patience`."""
@@ -200,36 +201,28 @@ class LossRecovery:
             self._strike_off(una)
             self._give_up_overtaken(una, highest, newest)
 
-    def _examined(self) -> list[tuple[int, int, int, int]]:
-        """The oldest repetitions: a guest must not be able to make us walk over thousands for each acknowledgement."""
-        repeats = self._repeats
-        return [repeats[index] for index in range(min(len(repeats), _EXAMINED))]
-
     def _strike_off(self, una: int) -> None:
         """Forget repetitions that have arrived, and remember which was the newest."""
-        board, repeats = self.scoreboard, self._repeats
         missing = []
-        for entry in self._examined():
-            repeats.popleft()
+        for entry in self._repeats[:_EXAMINED]:
             left, right, _, serial = entry
-            if board.hole_at(max(left, una), right) is None:
+            if self.scoreboard.hole_at(max(left, una), right) is None:
                 self._newest_arrived = max(self._newest_arrived, serial)
             else:
                 missing.append(entry)
-        repeats.extendleft(reversed(missing))
+        self._repeats[:_EXAMINED] = missing
 
     def _give_up_overtaken(self, una: int, highest: int, newest: int) -> None:
         """Count as lost what was sent before what has arrived: the byte below `highest`, the repetition `newest`."""
         self.lost_edge = max(self.lost_edge, highest)
         kept = []
-        for entry in self._examined():
-            self._repeats.popleft()
+        for entry in self._repeats[:_EXAMINED]:
             left, right, marker, serial = entry
             if marker < highest or serial < newest:
                 self._again.append((max(left, una), right))
             else:
                 kept.append(entry)
-        self._repeats.extendleft(reversed(kept))
+        self._repeats[:_EXAMINED] = kept
 
     def timed_out(self, una: int, sent: int, *, first: bool) -> None:
         """The retransmission timer ran out: all that is not acknowledged is lost (RFC 5681 section 3.1).
@@ -304,7 +297,7 @@ class LossRecovery:
             hole = self.scoreboard.hole_at(max(left, una), right)
             if hole is not None:
                 return hole
-            self._again.popleft()
+            del self._again[0]
         return self.scoreboard.hole_at(max(self.repeated, una), self.lost_edge)
 
     def may_repeat(self, allowance: int) -> bool:
@@ -321,7 +314,7 @@ class LossRecovery:
         if self.sack:
             self._serial += 1
             self._repeats.append((left, right, sent, self._serial))
-            self._recent_repeats.append((left, right))
+            self._recent_repeats = [*self._recent_repeats[1 - 2 * _EXAMINED :], (left, right)]
 
     def restart_after_idle(self) -> None:
         """RFC 5681 section 4.1: after an idle time the path must be tried again."""

@@ -417,10 +417,11 @@ class HostSockets:
 
     def _report_errors(self, host: _Datagrams, now: float) -> None:
         echo = type(host) is _Echo
-        for error in read_errors(host.sock):
-            failure, address, port, offender, mtu = error
+        for failure, address, port, offender, mtu, quoted in read_errors(host.sock):
             if echo:
-                self._stack.echo_failed(host.flow, address, failure, now, offender=offender, mtu=mtu)
+                request = icmp.parse(quoted, verify_checksum=False)
+                sequence = request.sequence if isinstance(request, icmp.Echo) else None
+                self._stack.echo_failed(host.flow, address, failure, now, sequence=sequence, offender=offender, mtu=mtu)
             else:
                 self._stack.datagram_failed(host.flow, address, port, failure, now, offender=offender, mtu=mtu)
 
@@ -456,7 +457,7 @@ class HostSockets:
             message = icmp.build_echo(request=True, identifier=0, sequence=effect.sequence, payload=effect.payload)
             failure = self._send_to(host, message, effect.address, 0, effect.ttl, now)
         if failure:
-            self._stack.echo_failed(effect.flow, effect.address, failure, now)
+            self._stack.echo_failed(effect.flow, effect.address, failure, now, sequence=effect.sequence)
 
     def _receive_echoes(self, host: _Echo, now: float) -> None:
         for data, (address, _) in self._receive(host, now):

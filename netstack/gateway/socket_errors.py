@@ -36,8 +36,10 @@ _PROHIBITED_CODES: Final = (icmp.NET_PROHIBITED, icmp.HOST_PROHIBITED, icmp.ADMI
 
 
 class SocketError(NamedTuple):
-    """An ICMP error about something sent to `address:port`; `offender` (packed) said so, `mtu` means something for
-    TOO_BIG.
+    """An ICMP error about something sent to `address:port`.
+
+    `offender` (packed) said so, `mtu` means something for TOO_BIG, `quoted` is how the message began that was sent (of
+    UDP: its payload), as far as the offender quoted it.
     """
 
     failure: int
@@ -45,6 +47,7 @@ class SocketError(NamedTuple):
     port: int
     offender: bytes
     mtu: int
+    quoted: bytes
 
 
 def failure_of(number: int | None) -> int:
@@ -63,18 +66,18 @@ def read_errors(sock: socket.socket) -> list[SocketError]:
     errors: list[SocketError] = []
     while _LINUX:
         try:
-            _, ancillary, _, target = sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            quoted, ancillary, _, target = sock.recvmsg(icmp.HEADER, 512, socket.MSG_ERRQUEUE)
         except OSError:
             break
         for level, kind, data in ancillary:
             if level == socket.IPPROTO_IP and kind == _IP_RECVERR and target and len(data) >= _EXTENDED_ERROR.size:
-                error = _error(data, socket.inet_aton(target[0]), target[1])
+                error = _error(data, socket.inet_aton(target[0]), target[1], quoted)
                 if error is not None:
                     errors.append(error)
     return errors
 
 
-def _error(data: bytes, address: bytes, port: int) -> SocketError | None:
+def _error(data: bytes, address: bytes, port: int, quoted: bytes) -> SocketError | None:
     number, origin, kind, code, _, info, _ = _EXTENDED_ERROR.unpack_from(data)
     if origin != _FROM_ICMP:
         return None
@@ -83,4 +86,4 @@ def _error(data: bytes, address: bytes, port: int) -> SocketError | None:
         failure = effects.TTL_EXCEEDED if code == icmp.TTL_EXCEEDED else effects.NO_RESOURCES
     elif kind == icmp.UNREACHABLE and code in _PROHIBITED_CODES:
         failure = effects.PROHIBITED
-    return SocketError(failure, address, port, data[_OFFENDER], info)
+    return SocketError(failure, address, port, data[_OFFENDER], info, quoted)

@@ -298,6 +298,8 @@ def test_whom_an_address_belongs_to() -> None:
     assert network.server.holder(ip("192.168.127.2")) is None  # offered only
     client.join()
     assert network.server.holder(ip("192.168.127.2")) == client.mac
+    assert network.server.holder(ip("192.168.127.66")) is None  # reserved, and nobody has asked for it yet
+    network.client(9).join()
     assert network.server.holder(ip("192.168.127.66")) == mac(9)
     assert network.server.holder(ip("192.168.127.3")) is None
     client.release("192.168.127.2")

@@ -158,7 +158,34 @@ def test_a_large_ping_that_does_not_fit_the_path() -> None:
     assert frame[ICMP].nexthopmtu == 1280
 
 
-def test_the_last_request_is_quoted() -> None:
+def test_the_request_that_failed_is_quoted() -> None:
+    """traceroute -I has sixteen under way and knows them by their sequence numbers."""
+    wire = VirtualWire()
+    flow = pinged(wire)
+    wire.send(*(ping(SERVER, sequence=number, ttl=number) for number in range(2, 17)))
+    for number in (5, 16, 1):
+        wire.stack.echo_failed(
+            flow, ip(SERVER), effects.TTL_EXCEEDED, wire.now, sequence=number, offender=ip("198.51.100.1")
+        )
+        assert wire.quoted(wire.hear_one(), 11, 0, source="198.51.100.1")[ICMP].seq == number
+    wire.stack.echo_failed(flow, ip(SERVER), effects.TTL_EXCEEDED, wire.now, sequence=17)
+    wire.stack.echo_failed(flow, ip(OTHER_SERVER), effects.TTL_EXCEEDED, wire.now, sequence=5)
+    assert wire.hears_nothing()
+
+
+def test_requests_are_remembered_up_to_a_bound() -> None:
+    wire = VirtualWire()
+    flow = pinged(wire, sequence=0)
+    for number in range(1, echo_flows.MAX_REQUESTS + 1):
+        wire.send(ping(SERVER, sequence=number))
+    assert len(wire.stack.echo._by_number[flow].requests) == echo_flows.MAX_REQUESTS
+    wire.stack.echo_failed(flow, ip(SERVER), effects.HOST_UNREACHABLE, wire.now, sequence=0)
+    assert wire.hears_nothing()
+    wire.stack.echo_failed(flow, ip(SERVER), effects.HOST_UNREACHABLE, wire.now, sequence=1)
+    assert wire.quoted(wire.hear_one(), 3, 1)[ICMP].seq == 1
+
+
+def test_the_last_request_is_quoted_where_it_is_not_known_which() -> None:
     wire = VirtualWire()
     flow = pinged(wire)
     wire.send(ping(SERVER, sequence=2), ping(OTHER_SERVER, sequence=3))

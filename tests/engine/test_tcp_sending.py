@@ -180,6 +180,18 @@ test_a_window_update_lets_data_out = transcript(
 """
 )
 
+test_an_old_segment_does_not_bring_back_an_old_window = transcript(
+    OPEN
+    + """
++0      guest   . 1001:1101(100) ack 1 win 1000
++0      guest   . 1101 ack 1 win 60000
++0      guest   . 1001:1151(150) ack 1 win 1000        # was on its way for longer
++0      write   2000
++0      engine  . 1:1461(1460) ack 1151
++0      engine  P. 1461:2001(540) ack 1151
+"""
+)
+
 test_a_window_that_shrinks_over_what_was_sent = transcript(
     OPEN
     + "+0 write 4380\n"
@@ -217,6 +229,31 @@ test_fin_waits_for_the_window_too = transcript(
 +0      engine  F. 6:6(0) ack 1001
 +0      expect  state FIN-WAIT-1
 """
+)
+
+test_fin_does_not_ride_beyond_the_window = transcript(
+    OPEN
+    + """
++0      guest   . 1001 ack 1 win 5
++0      room    0
++0      write   "hello"
++0      finish
++0      room    all
++0      engine  P. 1:6(5) ack 1001 "hello"
++0.01   guest   . 1001 ack 6 win 5
++0      engine  F. 6:6(0) ack 1001
+"""
+)
+
+test_a_window_that_was_not_used_does_not_grow = transcript(
+    OPEN
+    + "".join(
+        f"+0 write 1460\n+0 engine P. {n}:{n + 1460}(1460) ack 1001\n+0.01 guest . 1001 ack {n + 1460}\n"
+        for n in range(1, 14601, 1460)
+    )
+    + "+0 write 30000\n"
+    + burst(14601, 10)
+    + "+0 nothing\n"
 )
 
 # -- the link is full -------------------------------------------------------------------------------------------------

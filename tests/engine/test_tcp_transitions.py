@@ -10,12 +10,14 @@ from . import (
     test_tcp_opening,
     test_tcp_receiving,
     test_tcp_sending,
+    test_tcp_timer,
     test_tcp_window,
     transcript,
 )
 
 SCRIPTS = (
-    test_tcp_opening, test_tcp_receiving, test_tcp_window, test_tcp_sending, test_tcp_losses, test_tcp_closing,
+    test_tcp_opening, test_tcp_receiving, test_tcp_window, test_tcp_sending, test_tcp_timer, test_tcp_losses,
+    test_tcp_closing,
 )  # fmt: skip
 
 

@@ -30,6 +30,33 @@ test_a_host_that_stops_closes_the_window = transcript(
 """
 )
 
+test_an_update_does_not_wait_for_a_delayed_acknowledgement = transcript(
+    OPEN
+    + """
++0      host    stops
++0      guest+  . 1001:41001(40000) ack 1
++0      guest   . 41001:66001(25000) ack 1
++0      engine  . 1:1(0) ack 66001 win 535
++0      guest   . 66001:66536(535) ack 1
++0.001  host    goes on
++0      engine  . 1:1(0) ack 66536 win 65535
+"""
+)
+
+test_an_update_is_sent_by_a_side_whose_own_data_is_blocked = transcript(
+    OPEN
+    + """
++0      guest   . 1001 ack 1 win 0
++0      write   100
++0      host    stops
++0      guest+  . 1001:41001(40000) ack 1
++0      guest   . 41001:66536(25535) ack 1
++0      engine  . 1:1(0) ack 66536 win 0
++0.001  host    takes 30000
++0      engine  . 1:1(0) ack 66536 win 30000
+"""
+)
+
 test_a_probe_that_linux_sends_is_answered = transcript(
     OPEN
     + """
@@ -209,6 +236,19 @@ test_a_segment_from_long_ago_is_answered_and_dropped = transcript(
 +0      expect  received 100
 +0      guest   . 1101:1201(100) ack 1 <TS val 5000 ecr 0>
 +0.04   engine  . 1:1(0) ack 1201 <TS val 81 ecr 5000>
+"""
+)
+
+test_a_stamp_from_long_ago_is_dropped_though_it_was_seen_before = transcript(
+    OPEN_TS
+    + """
++0      guest   . 1001:1101(100) ack 1 <TS val 1000 ecr 5>
++0.04   engine  . 1:1(0) ack 1101 <TS val 41 ecr 1000>
++0      guest   U. 1101:1201(100) ack 1 <TS val 2000 ecr 5>
++0.04   engine  . 1:1(0) ack 1201 <TS val 81 ecr 2000>
++0      guest   . 1201:1301(100) ack 1 <TS val 1000 ecr 5>
++0      engine  . 1:1(0) ack 1201 <TS val 81 ecr 2000>
++0      expect  received 200
 """
 )
 

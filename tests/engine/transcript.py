@@ -64,6 +64,7 @@ TRANSITIONS_SEEN: set[tuple[int, int]] = set()
 """Every (state, event) any script has gone through so far."""
 _STATES = {name: number for number, name in enumerate(st.STATE_NAMES)}
 _SIGNALS = {name: getattr(st, name) for name in ("OPENED", "PEER_FINISHED", "PEER_RESET", "GAVE_UP", "ENDED", "ROOM")}
+_ALIGNED = ("TS", "sack")
 _FLAGS = {"F": 0x01, "S": 0x02, "R": 0x04, "P": 0x08, ".": 0x10, "U": 0x20}
 _SEGMENT = Struct("!HHIIHHHH")
 
@@ -300,6 +301,13 @@ class Player:
         for index, option in enumerate(options):
             if option[0] == "TS" and segment.options is not None and option in segment.options and option[2] != 0:
                 options[index] = ("TS", option[1], int(str(option[2])) + self.isn + int(START * 1000))
+        if "S" not in segment.flags:
+            # Aligned as every kernel does it: the engine's fast path knows that layout.
+            options = [
+                item
+                for option in options
+                for item in ((("nop",), ("nop",), option) if option[0] in _ALIGNED else (option,))
+            ]
         data = encode_options(options, self.isn)
         flags = sum(_FLAGS[letter] for letter in segment.flags)
         tcp = dpkt.tcp.TCP(

@@ -96,10 +96,18 @@ class Recorder:
         self.said.append(("echo", flow, address, sequence, payload))
 
     def echo_failed(
-        self, flow: int, address: bytes, failure: int, now: float, *, offender: bytes = b"", mtu: int = 0
+        self,
+        flow: int,
+        address: bytes,
+        failure: int,
+        now: float,
+        *,
+        sequence: int | None = None,
+        offender: bytes = b"",
+        mtu: int = 0,
     ) -> None:
         assert now == NOW
-        self.said.append(("no echo", flow, address, failure))
+        self.said.append(("no echo", flow, address, failure, sequence))
 
 
 class Side:
@@ -641,7 +649,7 @@ async def test_without_ping_sockets_each_request_fails(
 
     monkeypatch.setattr(host_sockets, "open_ping_socket", fail)
     side.do(OpenEcho(1), SendEcho(1, LOOPBACK, 1, b"abc", 63), SendEcho(1, LOOPBACK, 2, b"abc", 63), CloseEcho(1))
-    assert side.engine.said == [("no echo", 1, LOOPBACK, failure)] * 2
+    assert side.engine.said == [("no echo", 1, LOOPBACK, failure, sequence) for sequence in (1, 2)]
 
 
 async def test_what_is_no_reply_is_passed_over(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -692,7 +700,7 @@ def test_ping_sockets_where_they_are_allowed() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([("no echo", 1, bytes([10, 9, 9, 9]), effects.NETWORK_UNREACHABLE)])
+    assert done.stdout.strip() == str([("no echo", 1, bytes([10, 9, 9, 9]), effects.NETWORK_UNREACHABLE, 9)])
 
 
 # -- errors in words -------------------------------------------------------------------------------------------------
@@ -727,13 +735,13 @@ def extended(
     ],
 )
 def test_icmp_errors_in_words(data: bytes, failure: int, mtu: int) -> None:
-    error = socket_errors._error(data, LOOPBACK, 9)
-    assert error == (failure, LOOPBACK, 9, b"\xc6\x33\x64\x01", mtu)
+    error = socket_errors._error(data, LOOPBACK, 9, b"quoted")
+    assert error == (failure, LOOPBACK, 9, b"\xc6\x33\x64\x01", mtu, b"quoted")
 
 
 def test_what_the_kernel_found_out_itself_is_no_icmp_error() -> None:
     """`sendto` has failed with it already."""
-    assert socket_errors._error(extended(errno.EMSGSIZE, 1, 0, 0, 1280), LOOPBACK, 9) is None
+    assert socket_errors._error(extended(errno.EMSGSIZE, 1, 0, 0, 1280), LOOPBACK, 9, b"") is None
 
 
 # -- many, and the end -----------------------------------------------------------------------------------------------

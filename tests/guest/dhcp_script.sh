@@ -1,11 +1,6 @@
 #!/bin/sh
-# What a DHCP client runs when something happened: note everything it was told, and configure the interface. For udhcpc
+# What a DHCP client runs when something happened: configure the interface, then note everything it was told. For udhcpc
 # (its word is $1, its values are plain names) and for dhclient (its word is $reason, its values are called new_*).
-{
-    echo "event=${1:-$reason}"
-    env | grep -E '^(ip|mask|router|dns|mtu|lease|serverid|search|new_[a-z_]+)=' | sed 's/^new_//'
-    echo
-} >>"$LEASE_LOG"
 : "${interface:?}" "${ip:=$new_ip_address}" "${router:=$new_routers}"
 case ${1:-$reason} in
 bound | renew | BOUND | RENEW | REBOOT)
@@ -21,3 +16,8 @@ PREINIT)
     ip link set "$interface" up
     ;;
 esac
+{
+    echo "event=${1:-$reason}"
+    env | grep -E '^(ip|mask|router|dns|mtu|lease|serverid|search|new_[a-z_]+)=' | sed 's/^new_//'
+    echo
+} >>"$LEASE_LOG"

@@ -15,7 +15,12 @@ from .lab import DEADLINE, LabError, Namespace, Process
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "netstack")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONDEVMODE": ""}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDEVMODE": "",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class World:
         return self.lab.directory / "ca.pem"
 
     def _server(self, module: str, *arguments: str) -> Process:
-        return self.host.spawn(module, sys.executable, "-I", str(HERE / f"{module}.py"), *arguments)
+        return self.host.spawn(module, sys.executable, str(HERE / f"{module}.py"), *arguments)
 
     def dns_questions(self) -> list[str]:
         """What the upstream resolver was asked so far: `udp www.guest.test. A`."""
@@ -162,7 +162,7 @@ class Network:
 
 def start_bridge(guest: Namespace, kind: str, path: Path, *options: str, tap: str = TAP) -> Process:
     """Plug a guest's card into a socket of netstack (`kind`: vfkit or qemu)."""
-    bridge = guest.spawn("bridge", sys.executable, "-I", str(HERE / "tap_bridge.py"), tap, kind, str(path), *options)
+    bridge = guest.spawn("bridge", sys.executable, str(HERE / "tap_bridge.py"), tap, kind, str(path), *options)
     wait_until(lambda: "ready" in bridge.log or not bridge.running, "the bridge")
     assert bridge.running, bridge.log
     return bridge

@@ -18,18 +18,26 @@ NOBODY = "65534"
 UPSTREAM = ["--dns-upstream", "127.0.0.1:5353"]
 
 
+def anybody_may_enter(path: Path) -> bool:
+    """Whether a user without rights gets as far as `path`, and can read it."""
+    return all(directory.stat().st_mode & 0o001 for directory in path.parents) and bool(path.stat().st_mode & 0o004)
+
+
 def readable_python() -> str:
     """A Python that any user may start: the one that runs us, or the system's of the same version."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for candidate in (Path(sys.executable).resolve(), Path("/usr/bin", version)):
-        if candidate.exists() and all(directory.stat().st_mode & 0o005 == 0o005 for directory in candidate.parents):
+        if candidate.exists() and anybody_may_enter(candidate):
             return str(candidate)
     return pytest.skip(f"no {version} that other users can start: {sys.executable} is out of their reach")
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project and what it needs, as a directory of modules that any user can read."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PYTHONPATH of the project and what it needs: where they are, or copied to where any user can read them."""
+    library = Path(sysconfig.get_path("purelib"))
+    if anybody_may_enter(library) and anybody_may_enter(ROOT):
+        return f"{ROOT}:{library}"
     directory = tmp_path_factory.mktemp("installed")
     site = directory / "site"
     shutil.copytree(sysconfig.get_path("purelib"), site, ignore=shutil.ignore_patterns("__pycache__", "scapy", "mypy*"))
@@ -37,11 +45,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / package, site / package, dirs_exist_ok=True)
     for path in (directory, *directory.parents[:2]):
         path.chmod(0o755)
-    return site
+    return str(site)
 
 
 @pytest.fixture(params=["root", "nobody"])
-def guest(request: pytest.FixtureRequest, world: World, installed: Path):
+def guest(request: pytest.FixtureRequest, world: World, installed: str):
     """`guest(COMMAND...)`: run `netstack guest -- COMMAND` in the host namespace, as root or as nobody."""
     prefix, command = [], list(COMMAND)
     if request.param == "nobody":

@@ -11,10 +11,8 @@ import ssl
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import payload
+import payload  # beside this program
 
 
 class Handler(BaseHTTPRequestHandler):
