@@ -492,6 +492,8 @@ async def test_a_guest_that_restarts_on_a_link_that_stays() -> None:
         await guest.connect(ALIAS, port)
         await gateway.wait_for_event(FlowOpened)
         guest.link.counters.guests = 2
+        guest.send(IP(src=guest.address, dst=GATEWAY) / ICMP(type=8, id=1, seq=2) / b"abc")
+        assert (await guest.link.frame())[ICMP].type == 0
         assert await guest.dhcp() == "192.168.127.2"
         assert [event.reason for event in gateway.told(FlowClosed)] == ["guest left"]
         stream = await guest.connect(ALIAS, port)
