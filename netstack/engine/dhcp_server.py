@@ -79,6 +79,7 @@ class DhcpServer:
         self._reserved = frozenset(reserved | settings.virtual_ips | nat_keys)
         self._static = dict(settings.static_leases)
         self._static_holders = self._check_static()
+        self._static_in_use: set[bytes] = set()
         # A MAC is in one of these at most. Each is in order of expiry, for each has one duration.
         self._offers: dict[bytes, _Lease] = {}
         self._leases: dict[bytes, _Lease] = {}
@@ -126,6 +127,9 @@ class DhcpServer:
         A static lease nobody has asked for keeps nobody out: a guest may be configured by hand with the device's
         address, whatever its MAC.
         """
+        static = self._static_holders.get(address)
+        if static is not None:
+            return static if static in self._static_in_use else None
         lease = self._by_address.get(address)
         return lease.mac if lease is not None and lease.mac in self._leases else None
 
@@ -221,6 +225,7 @@ class DhcpServer:
         mac, address = request.chaddr, request.ciaddr
         if address != self._address_of(mac) or not (mac in self._leases or mac in self._static):
             return "dhcp-release-mismatch"
+        self._static_in_use.discard(mac)
         if mac in self._leases:
             self._tell("released", request, address)
             self._put(self._past, mac, address, now)
@@ -347,7 +352,9 @@ class DhcpServer:
 
     def _acknowledge(self, request: dhcp.DhcpMessage, address: bytes, now: float, *, rapid: bool = False) -> DhcpReply:
         mac = request.chaddr
-        if mac not in self._static:
+        if mac in self._static:
+            self._static_in_use.add(mac)
+        else:
             self._put(self._leases, mac, address, now + self._settings.lease_time).was_leased = True
         self._tell("acknowledged", request, address)
         return self._reply(request, dhcp.ACK, address, rapid=rapid)
