@@ -582,7 +582,12 @@ class TcpFlows:
 
     def judge_again(self, now: float) -> None:
         """Reset the flows that the policy now in force would refuse; the others live on."""
-        for flow in [flow for flow in self.table.values() if flow.state != GONE and flow.session is None]:
+        for flow in [flow for flow in self.table.values() if flow.state != GONE]:
+            if flow.session is not None:
+                if self._judge.policy.settings.disabled:  # the gateway itself is not there any more
+                    flow.connection.abort()
+                    self._abandon(flow, "network disabled", now)
+                continue
             if flow.state == PEEKING:
                 verdict = self._judge.first(flow.question, now)
             else:
