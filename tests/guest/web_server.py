@@ -11,8 +11,10 @@ import ssl
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-import payload  # beside this program
+sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves a program's own directory out
+import payload
 
 
 class Handler(BaseHTTPRequestHandler):
