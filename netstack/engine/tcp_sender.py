@@ -331,7 +331,7 @@ class Sender:
         was_empty = self.una == self.next
         self.next = position
         self._sent_at = now
-        if was_empty or self._timer == IDLE:
+        if was_empty or self._timer in (IDLE, PROBE_TAIL):  # the tail has moved (RFC 8985 section 7.2)
             self._start_repair_timer(now)
 
     def _persist(
