@@ -166,7 +166,7 @@ _POLICY_OPTIONS: Final = (
         "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="YAML file with the section `policy`; SIGHUP reads it again.",
+        help="YAML file with the section `policy`; SIGUSR1 reads it again, of `run` SIGHUP too.",
     ),
 )
 
@@ -339,7 +339,10 @@ def guest(*, command: Sequence[str], **options: Any) -> int:
     help="Where the frames of the demonstration go.",
 )
 def demo(*, capture: Path) -> int:
-    """Show the stack at work on this machine: lease, names, HTTP, HTTPS, ping, a refused port. No Internet needed."""
+    """Show the stack at work on this machine: a lease, names, pages, pings; then a list, and what it refuses and why.
+
+    No Internet needed: servers and guest are local.
+    """
     from netstack.gateway.demo import run_demo
 
     return run_demo(capture)

@@ -373,6 +373,10 @@ class Stack:
         """Why an address (4 or 16 bytes) that a name stands for must not be dialled; empty when it may."""
         return self.judge.candidate(protocol, address, port)
 
+    def dialled(self, address: bytes) -> bytes:
+        """Where an address is dialled that a guest has, or that its name stands for: the NAT table knows."""
+        return self.settings.nat.get(address, address)
+
     # -- what happened on the host side ----------------------------------------------------------------------
 
     def stream_opened(self, flow: int, now: float, address: bytes | None = None) -> None:

@@ -59,7 +59,8 @@ class EventLogError(Exception):
     """The events cannot be written; the message names the file and why."""
 
 
-def _endpoint(endpoint: tuple[bytes, int] | bytes) -> str:
+def endpoint_words(endpoint: tuple[bytes, int] | bytes) -> str:
+    """`address:port`, `[address]:port`, or an address alone."""
     if isinstance(endpoint, bytes):
         return socket.inet_ntoa(endpoint)
     address, port = endpoint
@@ -93,9 +94,9 @@ def _verdict_fields(verdict: Verdict | None) -> dict[str, object]:
 _WORDS: Final[Mapping[str, Callable[[Any], object]]] = {
     "mac": lambda mac: mac.hex(":"),
     "address": socket.inet_ntoa,
-    "guest": _endpoint,
-    "destination": _endpoint,
-    "dialled": _endpoint,
+    "guest": endpoint_words,
+    "destination": endpoint_words,
+    "dialled": endpoint_words,
     "seconds": lambda seconds: round(seconds, 6),
 }
 
