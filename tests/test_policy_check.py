@@ -170,8 +170,8 @@ def test_questions(question: str, rules: list[str], action: str, reason: str) ->
 @pytest.mark.parametrize(
     "question",
     ["", "  ", SITE, "::1", "[::1]", "ftp://example.com/", "udp://example.com", "tcp://example.com:0",
-     "example.com:99999", "http://", "icmp://example.com", "icmp://", "dns://", "dns://example.com/NOTYPE", "dns://a..b", "-a-:443",
-     "a b:443", "1.2.3:443", "[::1:443", "dns://" + "a" * 64 + ".com"],
+     "example.com:99999", "http://", "icmp://example.com", "icmp://", "dns://", "dns://example.com/NOTYPE", "dns://a..b",
+     "-a-:443", "a b:443", "1.2.3:443", "[::1:443", "dns://" + "a" * 64 + ".com"],
 )  # fmt: skip
 def test_questions_that_cannot_be_read(question: str) -> None:
     with pytest.raises(QuestionError) as caught:
