@@ -166,6 +166,7 @@ class OpenInternet:
         self.dns = self._authority(*known)
 
     def _secure_web(self, visit: Visit, connection: socket.socket) -> None:
+        connection.recv(1, socket.MSG_PEEK)  # ssl leaves a socket open that was reset before its first byte
         with self.tls.wrap_socket(connection, server_side=True) as secure:
             web(visit, secure)
 
