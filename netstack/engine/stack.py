@@ -104,6 +104,10 @@ class Stack:
         """Frames, packets and flows refused so far, by reason word."""
         return self._outbox.dropped
 
+    def note_drop(self, reason: str) -> None:
+        """Count a frame that was dropped before it came here, and tell people of it as of any other."""
+        self._outbox.drop(reason)
+
     # -- frames from the guest -------------------------------------------------------------------------------
 
     def receive_frame(self, frame: bytes, now: float) -> None:
