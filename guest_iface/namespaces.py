@@ -117,6 +117,53 @@ class NamespaceHelper:
             raise tap_error(name, error) from error
         return TapLink(fd, answer["name"], mtu=mtu, queue_frames=answer["queue"])
 
+    async def run_command(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        stdin: int = 0,
+        stdout: int = 1,
+        stderr: int = 2,
+        forward_signals: bool = False,
+    ) -> int:
+        """Run a command in there, on our terminal unless other descriptors are given, and wait for its exit status.
+
+        A command that signal N ended gives 128+N; one that does not exist gives 127, one that cannot be executed 126,
+        with a line on standard error. With `forward_signals`, SIGTERM, SIGINT and SIGHUP that come meanwhile are
+        passed on to the command instead of ending this process. A cancelled call ends the command. `environment`
+        replaces ours.
+        """
+        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel.setblocking(False)
+        with channel:
+            with theirs:
+                try:
+                    self.request(
+                        "run",
+                        [stdin, stdout, stderr, theirs.fileno()],
+                        arguments=list(arguments),
+                        environment=dict(os.environ if environment is None else environment),
+                        directory=str(Path.cwd()),
+                    )
+                except OSError as error:
+                    os.write(stderr, f"netstack: {arguments[0]}: {error.strerror}\n".encode())
+                    return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
+            if not forward_signals:
+                return await _exit_status(channel)
+            with trio.open_signal_receiver(*FORWARDED) as signals:
+                async with trio.open_nursery() as nursery:
+
+                    @nursery.start_soon
+                    async def forward() -> None:
+                        async for number in signals:
+                            if not (number == signal.SIGINT and _terminal_is_ours()):
+                                channel.send(bytes([number]))
+
+                    status = await _exit_status(channel)
+                    nursery.cancel_scope.cancel()
+            return status
+
     def close(self) -> None:
         """End the helper and all that runs in it; returns when they are gone, after GRACE seconds at most."""
         self._control.close()
@@ -194,42 +241,10 @@ class GuestNamespace:
         stderr: int = 2,
         forward_signals: bool = False,
     ) -> int:
-        """Run a command as the guest, on our terminal unless other descriptors are given, and wait for its exit status.
-
-        A command that signal N ended gives 128+N; one that does not exist gives 127, one that cannot be executed 126,
-        with a line on standard error. With `forward_signals`, SIGTERM, SIGINT and SIGHUP that come meanwhile are
-        passed on to the command instead of ending this process. A cancelled call ends the command. `environment`
-        replaces ours.
-        """
-        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        channel.setblocking(False)
-        with channel:
-            with theirs:
-                try:
-                    self._helper.request(
-                        "run",
-                        [stdin, stdout, stderr, theirs.fileno()],
-                        arguments=list(arguments),
-                        environment=dict(os.environ if environment is None else environment),
-                        directory=str(Path.cwd()),
-                    )
-                except OSError as error:
-                    os.write(stderr, f"netstack: {arguments[0]}: {error.strerror}\n".encode())
-                    return NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
-            if not forward_signals:
-                return await _exit_status(channel)
-            with trio.open_signal_receiver(*FORWARDED) as signals:
-                async with trio.open_nursery() as nursery:
-
-                    @nursery.start_soon
-                    async def forward() -> None:
-                        async for number in signals:
-                            if not (number == signal.SIGINT and _terminal_is_ours()):
-                                channel.send(bytes([number]))
-
-                    status = await _exit_status(channel)
-                    nursery.cancel_scope.cancel()
-            return status
+        """Run a command as the guest: see NamespaceHelper.run_command."""
+        return await self._helper.run_command(
+            arguments, environment, stdin=stdin, stdout=stdout, stderr=stderr, forward_signals=forward_signals
+        )
 
     def close(self) -> None:
         """End whatever still runs in the namespace, and the namespace. Safe to call twice."""

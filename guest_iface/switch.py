@@ -9,7 +9,7 @@ it is alive there, so that no guest can take another one's traffic by claiming i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from guest_iface.link import MIN_FRAME, Link
@@ -29,6 +29,7 @@ PORT_FULL: Final = "too many MACs on one port"
 TABLE_FULL: Final = "too many MACs"
 RESERVED: Final = "reserved for the link itself"
 NOBODY: Final = "nobody on another port"
+APART: Final = "guests are kept apart"
 
 _REFRESH: Final = 1.0
 """Seconds by which an entry's time may be late: below it a busy sender costs no table update."""
@@ -70,8 +71,11 @@ class _Port:
 class Switch:
     """Joins links at layer 2. Not thread-safe; owned by the driver."""
 
-    def __init__(self, gateway_mac: bytes) -> None:
-        """`gateway_mac`: the switch's own end, 6 bytes."""
+    def __init__(self, gateway_mac: bytes, *, note_drop: Callable[[str], None] | None = None) -> None:
+        """`gateway_mac`: the switch's own end, 6 bytes. `note_drop` is told the reason of each drop."""
+        self.keeps_apart = False
+        """No frame goes from one guest to another, only to the gateway: what passes here passes by every policy."""
+        self._note_drop = note_drop
         self._gateway_mac = gateway_mac
         self._ports: dict[int, _Port] = {}
         self._next_port = 0
@@ -164,7 +168,10 @@ class Switch:
                     self._drop(RESERVED)
                     continue
                 for_gateway.append(frame)
-                self._flood(forwards, port, frame)
+                if not self.keeps_apart:
+                    self._flood(forwards, port, frame)
+            elif self.keeps_apart:
+                self._drop(APART)
             else:
                 self._forward(forwards, port, frame, destination)
         if source:
@@ -233,6 +240,8 @@ class Switch:
 
     def _drop(self, reason: str) -> None:
         self.drops[reason] = self.drops.get(reason, 0) + 1
+        if self._note_drop is not None:
+            self._note_drop(reason)
 
     # From the gateway.
 

@@ -166,7 +166,7 @@ _POLICY_OPTIONS: Final = (
         "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="YAML file with the section `policy`; SIGHUP reads it again.",
+        help="YAML file with the section `policy`; SIGUSR1 reads it again, of `run` SIGHUP too.",
     ),
 )
 
@@ -339,7 +339,10 @@ def guest(*, command: Sequence[str], **options: Any) -> int:
     help="Where the frames of the demonstration go.",
 )
 def demo(*, capture: Path) -> int:
-    """Show the stack at work on this machine: lease, names, HTTP, HTTPS, ping, a refused port. No Internet needed."""
+    """Show the stack at work on this machine: a lease, names, pages, pings; then a list, and what it refuses and why.
+
+    No Internet needed: servers and guest are local.
+    """
     from netstack.gateway.demo import run_demo
 
     return run_demo(capture)
@@ -372,7 +375,7 @@ def check(
     A question is HOST:PORT, udp://HOST:PORT, IP:PORT, icmp://IP, http(s)://HOST/, quic://HOST, or a name: dns://NAME/TYPE.
     The exit status is 0 if all of it is allowed, 1 if something is refused, 2 for what cannot be read.
     """
-    from netstack.config import network_spec
+    from netstack.config import network_settings, network_spec
     from netstack.policy_check import QuestionError
     from netstack.policy_check import check as check_question
 
@@ -380,8 +383,9 @@ def check(
     if not questions:
         raise click.UsageError("no question: write RULES... -- QUESTION...")
     spec = network_spec(allow_net=[*allow_net, *rules], **options)
+    network = network_settings()
     try:
-        answers = [check_question(spec, question) for question in questions]
+        answers = [check_question(spec, question, network) for question in questions]
     except QuestionError as error:
         raise click.UsageError(str(error)) from error
     from netstack.policy_report import show

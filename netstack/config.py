@@ -521,7 +521,8 @@ def network_spec(
     `--allow-net` may hold several rules with commas between them. Raises ConfigError.
     """
     keys: dict[str, object] = dict(_policy_section(config_file)) if config_file else {}
-    rules = [rule.strip() for entry in allow_net for rule in entry.split(",") if rule.strip()]
+    # An entry with nothing in it stays, and is an error: without a rule all would be allowed.
+    rules = [rule.strip() for entry in allow_net for rule in entry.split(",")]
     given = {
         "network": network,
         "allow_net": rules or None,

@@ -16,12 +16,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from netstack.engine import addresses
-from netstack.engine.policy import ANSWER_MODES, NULL, REAL, SINKHOLE_MODES, PolicySettings
-from netstack.engine.rules import ADDRESS, HOST, SUFFIX, TCP, UDP, Rule, RuleSet, parse_rule
+from netstack.engine.policy import ANSWER_MODES, NULL, REAL, SINKHOLE_MODES, SYNTHETIC, PolicySettings
+from netstack.engine.rules import ADDRESS, HOST, QUIC_PORT, SUFFIX, TCP, UDP, Rule, RuleSet, parse_rule
 
 ENABLED: Final = "enabled"
 DISABLED: Final = "disabled"
 _SHOWN_RULES: Final = 8
+_NO_UDP_NAMES: Final = f"UDP has no names but QUIC's, on port {QUIC_PORT}; list the address, or use synthetic answers"
 
 
 class SpecError(ValueError):
@@ -144,6 +145,9 @@ class NetworkSpec:
 
     def _never_matches(self, rule: Rule, *, metadata_access: bool) -> str:
         """Why nothing a guest does is allowed by a rule; empty when something is."""
+        if rule.kind in (HOST, SUFFIX):
+            quic = rule.covers(UDP, QUIC_PORT)
+            return "" if rule.protocol != UDP or quic or self.answers == SYNTHETIC else _NO_UDP_NAMES
         if rule.kind != ADDRESS:
             return ""
         network = ipaddress.ip_network((rule.network, rule.prefix_length))

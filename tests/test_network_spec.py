@@ -217,6 +217,20 @@ def test_i9_a_rule_that_matches_something_has_no_warning(rule: str) -> None:
     assert warnings(rule) == []
 
 
+@pytest.mark.parametrize("rule", ["udp/example.com:123", "udp/*.example.com:5000-5999"])
+def test_i9_udp_by_name_is_quic_or_a_synthetic_address(rule: str) -> None:
+    (warning,) = warnings(rule)
+    assert warning.startswith(f"allow_net rule {rule!r} never matches: UDP has no names but QUIC's")
+    assert NetworkSpec.enabled([rule], answers="synthetic").warnings() == []
+
+
+@pytest.mark.parametrize(
+    "rule", ["udp/example.com", "udp/example.com:443", "udp/example.com:1-65535", "example.com:123"]
+)
+def test_i9_udp_rules_that_match_something(rule: str) -> None:
+    assert warnings(rule) == []
+
+
 @pytest.mark.parametrize(
     ("rules", "superfluous", "wider"),
     [

@@ -45,7 +45,8 @@ class OpenStream(NamedTuple):
 
 
 class OpenNamed(NamedTuple):
-    """Find the addresses of `name`, keep those `Stack.candidate_fault` has nothing against, and dial them on `port`.
+    """Find the addresses of `name`, keep those `Stack.candidate_fault` has nothing against, and dial them on `port`, at
+    `Stack.dialled`.
 
     Answer with `stream_opened` (and the address that answered), with `stream_failed`, or with `stream_objected` when
     there are addresses and all were objected to.

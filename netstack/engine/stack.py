@@ -104,6 +104,10 @@ class Stack:
         """Frames, packets and flows refused so far, by reason word."""
         return self._outbox.dropped
 
+    def note_drop(self, reason: str) -> None:
+        """Count a frame that was dropped before it came here, and tell people of it as of any other."""
+        self._outbox.drop(reason)
+
     # -- frames from the guest -------------------------------------------------------------------------------
 
     def receive_frame(self, frame: bytes, now: float) -> None:
@@ -372,6 +376,10 @@ class Stack:
     def candidate_fault(self, protocol: int, address: bytes, port: int) -> str:
         """Why an address (4 or 16 bytes) that a name stands for must not be dialled; empty when it may."""
         return self.judge.candidate(protocol, address, port)
+
+    def dialled(self, address: bytes) -> bytes:
+        """Where an address is dialled that a guest has, or that its name stands for: the NAT table knows."""
+        return self.settings.nat.get(address, address)
 
     # -- what happened on the host side ----------------------------------------------------------------------
 

@@ -353,6 +353,9 @@ class TcpFlows:
     def _settle(self, flow: TcpFlow, now: float) -> None:
         connection = flow.connection
         buffer = connection.receive_buffer
+        if connection.signals & st.OPENED:  # first: what came with the handshake's last acknowledgement came after it
+            connection.signals &= ~st.OPENED
+            self._handshake_complete(flow, now)
         if flow.state == GONE:
             pass
         elif flow.session is not None:
@@ -369,20 +372,21 @@ class TcpFlows:
         if connection.signals:
             self._take_signals(flow, connection, now)
 
+    def _handshake_complete(self, flow: TcpFlow, now: float) -> None:
+        self._half_open.pop(flow.id, None)
+        if flow.state != CONNECTING:
+            return
+        flow.state = SPLICED
+        self._report_opened(flow)
+        if flow.session is not None:
+            flow.limit_at = now + SERVED_IDLE
+
     def _take_signals(self, flow: TcpFlow, connection: TcpConnection, now: float) -> None:
         signals, connection.signals = connection.signals, 0
         if flow.state == GONE:
             if connection.state == st.CLOSED:
                 self._forget(flow)
             return
-        if signals & st.OPENED:
-            self._half_open.pop(flow.id, None)
-            # A name may have come with the last acknowledgement of the handshake: then the dial is still under way.
-            if flow.state == CONNECTING and (flow.upstream or flow.session is not None):
-                flow.state = SPLICED
-                self._report_opened(flow)
-            if flow.session is not None:
-                flow.limit_at = now + SERVED_IDLE
         if signals & (st.PEER_RESET | st.GAVE_UP):
             self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
             return

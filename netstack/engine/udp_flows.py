@@ -168,7 +168,7 @@ class UdpFlows:
         if waiting is None or waiting.verdict is None:
             return
         if address is None:
-            self._give_up(waiting, "name-has-no-usable-address", now)
+            self._give_up(waiting, Verdict(REFUSE, "dial", "name-has-no-usable-address"), now)
             return
         self._release(waiting, address, waiting.verdict, now)
 
@@ -179,9 +179,11 @@ class UdpFlows:
         for held in waiting.held:
             self._send(flow, held, now)
 
-    def _give_up(self, waiting: Waiting, reason: str, now: float) -> None:
+    def _give_up(self, waiting: Waiting, verdict: Verdict, now: float) -> None:
+        """Refuse a flow that has waited, under the name it may have said."""
         known = waiting.verdict
-        verdict = Verdict(REFUSE, "quic", reason, "", known.name if known else "", known.source if known else "")
+        if known is not None:
+            verdict = verdict._replace(name=known.name, source=known.source)
         self.refuse(waiting.question, verdict, waiting.held[-1].packet, now)
 
     def _open(self, key: bytes, question: Question, target: tuple[bytes, int], verdict: Verdict, now: float) -> UdpFlow:
@@ -252,8 +254,8 @@ class UdpFlows:
 
     def judge_again(self, now: float) -> None:
         """End the flows that the policy now in force would refuse; the others live on."""
-        for waiting in self._waiting.clear():
-            self._give_up(waiting, "policy-replaced", now)
+        for waiting, refusal in self._waiting.judge_again(now):
+            self.refuse(waiting.question, refusal, waiting.held[-1].packet, now)
         for flow in list(self.table.values()):
             verdict = self._judge.again(flow.question, flow.verdict, now)
             if not verdict.allowed:
@@ -262,8 +264,8 @@ class UdpFlows:
 
     def advance(self, now: float) -> None:
         """End the flows that were silent for too long."""
-        for waiting in self._waiting.expired(now):
-            self._give_up(waiting, "no-name-in-time", now)
+        for waiting, refusal in self._waiting.expired(now):
+            self._give_up(waiting, refusal, now)
         for flow in self._timers.due(now):
             flow.deadline = flow.heard_at + flow.timeout
             if flow.deadline <= now:

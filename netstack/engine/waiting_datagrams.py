@@ -18,11 +18,18 @@ from netstack.engine.verdict import REFUSE, Question, Verdict
 MAX_WAITING: Final = 256
 """Flows that wait, each with at most MAX_HELD datagrams."""
 MAX_HELD: Final = 16
-"""Datagrams kept per flow; of more, the oldest is lost, as datagrams are."""
+"""Datagrams kept per flow; further ones are lost, as datagrams are: what comes first holds the hello."""
+MAX_HELD_BYTES: Final = 32 * 1024
+"""Their payload, but for the first one's: a client sends 10 full-sized packets before it hears anything."""
 NAME_DEADLINE: Final = 5.0
 """Seconds to say the name."""
 ANSWER_DEADLINE: Final = 15.0
 """Seconds for the hook to speak and for the name's address to be found."""
+
+NAME: Final = Verdict(REFUSE, "quic", "no-name-in-time")
+HOOK: Final = Verdict(REFUSE, "hook", "hook-silent")
+ADDRESS: Final = Verdict(REFUSE, "dial", "no-address-in-time")
+"""What a flow waits for, as the refusal when it does not come."""
 
 
 class Held(NamedTuple):
@@ -36,7 +43,7 @@ class Held(NamedTuple):
 class Waiting:
     """A flow that waits."""
 
-    __slots__ = ("deadline", "dialled", "held", "key", "peek", "question", "scheduled", "verdict")
+    __slots__ = ("deadline", "dialled", "held", "key", "peek", "question", "room", "scheduled", "verdict", "waits_for")
 
     def __init__(self, key: bytes, question: Question, dialled: bytes, now: float) -> None:
         self.key = key
@@ -44,10 +51,12 @@ class Waiting:
         self.dialled = dialled
         """Where the guest wants to go, after NAT; a name decides otherwise."""
         self.held: list[Held] = []
+        self.room = MAX_HELD_BYTES
         self.peek: DatagramPeek | None = None
         """Reads the hello; None once it has said the name, or where none is needed."""
         self.verdict: Verdict | None = None
         """What the policy says, as soon as it can."""
+        self.waits_for = NAME
         self.deadline = now + NAME_DEADLINE
         self.scheduled = inf
 
@@ -67,8 +76,10 @@ class WaitingDatagrams:
         flow = self._flows.get(key)
         if flow is None:
             return False
-        if len(flow.held) >= MAX_HELD:
-            del flow.held[0]
+        if len(flow.held) >= MAX_HELD or len(held.payload) > flow.room:
+            self._outbox.drop("udp-waits-too-long")
+            return True
+        flow.room -= len(held.payload)
         flow.held.append(held)
         if flow.peek is None:
             return True
@@ -112,11 +123,13 @@ class WaitingDatagrams:
         flow.verdict = verdict
         flow.deadline = now + ANSWER_DEADLINE
         if self._judge.consults:
+            flow.waits_for = HOOK
             self._outbox.effects.append(effects.ConsultFlow(flow.question, verdict))
         else:
             self._find(flow, verdict)
 
     def _find(self, flow: Waiting, verdict: Verdict) -> None:
+        flow.waits_for = ADDRESS
         port = flow.question.destination[1]
         self._outbox.effects.append(effects.ResolveName(flow.question.flow, verdict.name, port))
 
@@ -143,19 +156,25 @@ class WaitingDatagrams:
         """When `expired` wants to be called."""
         return self._timers.next_deadline()
 
-    def expired(self, now: float) -> list[Waiting]:
-        """The flows that took too long."""
+    def expired(self, now: float) -> list[tuple[Waiting, Verdict]]:
+        """The flows that took too long, and for what."""
         flows = self._timers.due(now)
         for flow in flows:
             self._forget(flow)
-        return flows
+        return [(flow, flow.waits_for) for flow in flows]
 
-    def clear(self) -> list[Waiting]:
-        """Give all of them up: another policy is in force."""
-        flows = list(self._flows.values())
-        for flow in flows:
-            self._forget(flow)
-        return flows
+    def judge_again(self, now: float) -> list[tuple[Waiting, Verdict]]:
+        """The flows that the policy now in force refuses; they wait no longer."""
+        refused = []
+        for flow in list(self._flows.values()):
+            known = flow.verdict
+            verdict = (
+                self._judge.first(flow.question, now) if known is None else self._judge.again(flow.question, known, now)
+            )
+            if verdict.action == REFUSE:
+                self._forget(flow)
+                refused.append((flow, verdict))
+        return refused
 
     def _forget(self, flow: Waiting) -> None:
         flow.deadline = inf

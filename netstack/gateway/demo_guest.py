@@ -6,6 +6,9 @@ by dpkt and dnspython, so the guest is an independent witness.
 
     python -m netstack.gateway.demo_guest --device eth0 PLAN      (PLAN: a JSON object, see Plan)
     python -m netstack.gateway.demo_guest --fd 5 PLAN
+
+After each line it waits for one on standard input: whoever reads the report can tell which step is next, and change
+the policy between the acts, which a line `{"act": 2}` parts.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import dns.message
 import dns.rcode
-import dns.rdatatype
 import dpkt
 
 TIMEOUT: Final = 10.0
@@ -42,17 +45,23 @@ DHCP_OPTIONS: Final = bytes((1, 3, 6, 26, 51, 119))
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to ask for. Without an `https_port` that step is left out, without `pings_leave` the ping beyond us."""
+    """What to ask for. Without `pings_leave` the ping beyond us is left out.
+
+    In the second act `web_name` and `listed_address` are allowed, the other name and address are not.
+    """
 
     web_name: str
     missing_name: str
     local_name: str
     http_port: int
-    https_port: int | None
+    https_port: int
     closed_port: int
     certificate: str
     page_sha256: str
     pings_leave: bool
+    listed_address: str
+    other_name: str
+    other_address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +118,13 @@ class Network(Protocol):
         """Open a TCP connection. Raises ConnectionRefusedError, TimeoutError."""
 
     def exchange_datagram(self, address: str, port: int, payload: bytes) -> bytes:
-        """Send a UDP datagram and wait for one back. Raises TimeoutError."""
+        """Send a UDP datagram and wait for one back. Raises TimeoutError, ConnectionRefusedError (ICMP unreachable)."""
 
     def ping(self, address: str, payload: bytes) -> bool:
-        """One ICMP echo request; whether its reply came back as it should."""
+        """One ICMP echo request; whether its reply came back as it should.
+
+        Raises ConnectionRefusedError when an ICMP unreachable did.
+        """
 
     def close(self) -> None:
         """Let the card go."""
@@ -169,11 +181,12 @@ def _ask_dhcp(network: Network, number: int, kind: int, options: list[tuple[int,
     raise TimeoutError("no answer from a DHCP server")
 
 
-def resolve(network: Network, resolver: str, name: str) -> tuple[str, list[str]]:
-    """Ask for a name's A records. The response code in words, and the addresses."""
-    query = dns.message.make_query(name, dns.rdatatype.A)
+def resolve(network: Network, resolver: str, name: str, qtype: str = "A") -> tuple[str, list[str]]:
+    """Ask for a name's records of a type. The response code in words, and the records."""
+    query = dns.message.make_query(name, qtype)
     answer = dns.message.from_wire(network.exchange_datagram(resolver, 53, query.to_wire()))
-    found = [item.to_text() for rrset in answer.answer if rrset.rdtype == dns.rdatatype.A for item in rrset]
+    wanted = query.question[0].rdtype
+    found = [item.to_text() for rrset in answer.answer if rrset.rdtype == wanted for item in rrset]
     return dns.rcode.to_text(answer.rcode()), found
 
 
@@ -250,46 +263,18 @@ def fetch(stream: Stream, host: str) -> tuple[int, bytes]:
     return response.status, response.read()
 
 
-class Walk:
-    """The steps in their order, each timed; an error becomes the step's answer."""
+class Act:
+    """What the steps of both acts share: each is timed, and an error becomes its answer."""
 
     def __init__(self, network: Network, plan: Plan) -> None:
-        self._network = network
-        self._plan = plan
-        self._lease: Lease | None = None
-        self._address = ""
+        self.network = network
+        self.plan = plan
+        self.lease: Lease | None = None
+        self.address = ""
+        """What `web_name` resolved to."""
 
-    def steps(self) -> Iterator[Step]:
-        """Take them one by one; without a lease there is only the first."""
-        plan = self._plan
-        yield self._step("lease", "DHCP DISCOVER, REQUEST", self._get_lease)
-        if self._lease is None:
-            return
-        yield self._step("local name", f"DNS A {plan.local_name}", lambda: self._resolve(plan.local_name, local=True))
-        yield self._step("forwarded name", f"DNS A {plan.web_name}", lambda: self._resolve(plan.web_name))
-        yield self._step("no such name", f"DNS A {plan.missing_name}", self._miss)
-        if self._address:
-            yield self._step("web page", f"http://{plan.web_name}:{plan.http_port}/", self._fetch)
-            if plan.https_port:
-                yield self._step("web page, TLS", f"https://{plan.web_name}:{plan.https_port}/", self._fetch_securely)
-            else:
-                yield Step(
-                    "web page, TLS",
-                    "https://...",
-                    "left out: openssl, which makes the certificate, is missing",
-                    "skipped",
-                    None,
-                )
-        yield self._step("ping, gateway", f"ICMP echo {self._lease.router}", lambda: self._ping(self._lease_router()))
-        if self._address:
-            if plan.pings_leave:
-                yield self._step("ping, beyond", f"ICMP echo {self._address}", lambda: self._ping(self._address))
-            else:
-                why = "left out: this host gives us no ping sockets (netstack doctor says how to change that)"
-                yield Step("ping, beyond", f"ICMP echo {self._address}", why, "skipped", None)
-            yield self._step("refused port", f"TCP {self._address}:{plan.closed_port}", self._get_refused)
-
-    def _step(self, name: str, asked: str, action: Callable[[], str]) -> Step:
+    def step(self, name: str, asked: str, action: Callable[[], str]) -> Step:
+        """Carry out one step. `action` gives what it got, or raises."""
         started = time.monotonic()
         try:
             answer, state = action(), "ok"
@@ -297,61 +282,94 @@ class Walk:
             answer, state = f"{type(error).__name__}: {error}", "failed"
         return Step(name, asked, answer, state, round((time.monotonic() - started) * 1000, 1))
 
-    def _lease_router(self) -> str:
-        return self._lease.router if self._lease else ""
+    def resolve(self, name: str, qtype: str = "A") -> tuple[str, list[str]]:
+        """Ask the resolver of the lease."""
+        return resolve(self.network, self.lease.resolver if self.lease else "", name, qtype)
+
+    def fetch(self, address: str, port: int, host: str) -> str:
+        """The page by HTTP from there, asked for as `host`."""
+        return self._check_page(*fetch(self.network.connect(address, port), host))
+
+    def fetch_securely(self, address: str, port: int, name: str) -> str:
+        """The page by HTTPS from there; the certificate has to be the one of `name`."""
+        context = ssl.create_default_context(cafile=self.plan.certificate)
+        secure = TlsStream(self.network.connect(address, port), context, name)
+        version = secure.version
+        page = self._check_page(*fetch(secure, name))
+        return f"{page}, {version}, certificate verified"
+
+    def _check_page(self, status: int, body: bytes) -> str:
+        if hashlib.sha256(body).hexdigest() != self.plan.page_sha256:
+            raise ValueError(f"{status}, {len(body)} bytes that are not the page")
+        return f"{status}, {len(body)} bytes, sha256 as served"
+
+    def get_refused(self, address: str, port: int) -> str:
+        """Connect, and be refused."""
+        try:
+            self.network.connect(address, port).close()
+        except ConnectionRefusedError:
+            return "connection refused (RST)"
+        raise ValueError("the connection was accepted")
+
+
+class FullAccess(Act):
+    """The first act: no list, everything is reached."""
+
+    def steps(self) -> Iterator[Step]:
+        """Take them one by one; without a lease there is only the first."""
+        plan = self.plan
+        yield self.step("lease", "DHCP DISCOVER, REQUEST", self._get_lease)
+        if self.lease is None:
+            return
+        router = self.lease.router
+        yield self.step("local name", f"DNS A {plan.local_name}", partial(self._resolve, plan.local_name, local=True))
+        yield self.step("forwarded name", f"DNS A {plan.web_name}", partial(self._resolve, plan.web_name))
+        yield self.step("no such name", f"DNS A {plan.missing_name}", self._miss)
+        if self.address:
+            http = (self.address, plan.http_port, plan.web_name)
+            https = (self.address, plan.https_port, plan.web_name)
+            yield self.step("web page", _url("http", *http[1:]), partial(self.fetch, *http))
+            yield self.step("web page, TLS", _url("https", *https[1:]), partial(self.fetch_securely, *https))
+        yield self.step("ping, gateway", f"ICMP echo {router}", partial(self._ping, router))
+        if self.address:
+            if plan.pings_leave:
+                yield self.step("ping, beyond", f"ICMP echo {self.address}", partial(self._ping, self.address))
+            else:
+                why = "left out: this host gives us no ping sockets (netstack doctor says how to change that)"
+                yield Step("ping, beyond", f"ICMP echo {self.address}", why, "skipped", None)
+            closed = plan.closed_port
+            refused = partial(self.get_refused, self.address, closed)
+            yield self.step("refused port", f"TCP {self.address}:{closed}", refused)
 
     def _get_lease(self) -> str:
-        lease = get_lease(self._network)
-        self._network.configure(lease)
-        self._lease = lease
+        lease = get_lease(self.network)
+        self.network.configure(lease)
+        self.lease = lease
         return f"{lease.address}, router and DNS {lease.router}, MTU {lease.mtu}, for {lease.seconds} s"
 
-    def _resolver(self) -> str:
-        return self._lease.resolver if self._lease else ""
-
     def _resolve(self, name: str, *, local: bool = False) -> str:
-        rcode, found = resolve(self._network, self._resolver(), name)
+        rcode, found = self.resolve(name)
         if not found:
             raise ValueError(f"{rcode} without an address")
         if not local:
-            self._address = found[0]
+            self.address = found[0]
         return f"{rcode}, {', '.join(found)}"
 
     def _miss(self) -> str:
-        rcode, found = resolve(self._network, self._resolver(), self._plan.missing_name)
+        rcode, found = self.resolve(self.plan.missing_name)
         if rcode != "NXDOMAIN" or found:
             raise ValueError(f"{rcode}, expected NXDOMAIN")
         return rcode
 
-    def _fetch(self) -> str:
-        stream = self._network.connect(self._address, self._plan.http_port)
-        return self._check_page(*fetch(stream, self._plan.web_name))
-
-    def _fetch_securely(self) -> str:
-        context = ssl.create_default_context(cafile=self._plan.certificate)
-        stream = self._network.connect(self._address, self._plan.https_port or 443)
-        secure = TlsStream(stream, context, self._plan.web_name)
-        version = secure.version
-        page = self._check_page(*fetch(secure, self._plan.web_name))
-        return f"{page}, {version}, certificate verified"
-
-    def _check_page(self, status: int, body: bytes) -> str:
-        if hashlib.sha256(body).hexdigest() != self._plan.page_sha256:
-            raise ValueError(f"{status}, {len(body)} bytes that are not the page")
-        return f"{status}, {len(body)} bytes, sha256 as served"
-
     def _ping(self, address: str) -> str:
         payload = bytes(range(48))
-        if not self._network.ping(address, payload):
+        if not self.network.ping(address, payload):
             raise TimeoutError(f"no reply within {PING_TIMEOUT:.0f} s")
         return f"reply with the same {len(payload)} bytes"
 
-    def _get_refused(self) -> str:
-        try:
-            self._network.connect(self._address, self._plan.closed_port).close()
-        except ConnectionRefusedError:
-            return "connection refused (RST)"
-        raise ValueError("the connection was accepted")
+
+def _url(scheme: str, port: int, name: str) -> str:
+    return f"{scheme}://{name}/" if port in (80, 443) else f"{scheme}://{name}:{port}/"
 
 
 class KernelNetwork:
@@ -400,7 +418,10 @@ class KernelNetwork:
             return sock.recv(65536)
 
     def ping(self, address: str, payload: bytes) -> bool:
-        """One ICMP echo request through a raw socket; whether its reply came back as it should."""
+        """One ICMP echo request through a raw socket; whether its reply came back as it should.
+
+        Raises ConnectionRefusedError when an ICMP unreachable did.
+        """
         identifier = random.getrandbits(16)
         request = dpkt.icmp.ICMP(type=dpkt.icmp.ICMP_ECHO, data=dpkt.icmp.ICMP.Echo(id=identifier, seq=1, data=payload))
         wanted = struct.pack("!HH", identifier, 1) + payload
@@ -414,6 +435,8 @@ class KernelNetwork:
                 except TimeoutError:
                     return False
                 message = packet[(packet[0] & 0x0F) * 4 :]
+                if message[0] == dpkt.icmp.ICMP_UNREACH and message.endswith(payload):
+                    raise ConnectionRefusedError(f"ICMP unreachable, code {message[1]}")
                 if sender[0] == address and message[0] == dpkt.icmp.ICMP_ECHOREPLY and message[4:] == wanted:
                     return True
         return False
@@ -433,10 +456,24 @@ def main() -> None:
         from netstack.gateway.scripted_guest import ScriptedNetwork
 
         network = ScriptedNetwork(socket.socket(fileno=arguments.fd))
+    from netstack.gateway.demo_listed import OnlyListed
+
     with contextlib.closing(network):
-        for step in Walk(network, Plan(**json.loads(arguments.plan))).steps():
-            sys.stdout.write(json.dumps(asdict(step)) + "\n")
-            sys.stdout.flush()
+        plan = Plan(**json.loads(arguments.plan))
+        first = FullAccess(network, plan)
+        for step in first.steps():
+            _tell(asdict(step))
+        if first.address:
+            _tell({"act": 2})
+            for step in OnlyListed(network, plan, first.lease).steps():
+                _tell(asdict(step))
+
+
+def _tell(line: dict[str, object]) -> None:
+    """Write a line, and wait until it was read."""
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
 
 
 if __name__ == "__main__":

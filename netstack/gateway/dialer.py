@@ -48,6 +48,7 @@ class Dialer:
         self._resolver = resolver
         self._flush = flush
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._lookups: dict[tuple[str, int], _Lookup] = {}
         self._families = (wire.A, _AAAA) if _host_has_ipv6() else (wire.A,)
 
     def cancel(self, flow: int) -> None:
@@ -68,7 +69,7 @@ class Dialer:
                 if fault:
                     faults.append(fault)
                 else:
-                    fit.append(address)
+                    fit.append(self._stack.dialled(address))
             with _Race(effect.port) as race:
                 await race.run(fit[:MAX_ATTEMPTS])
                 if self._scopes.pop(effect.flow, None) is None:
@@ -88,7 +89,9 @@ class Dialer:
         """Find an address for a datagram flow; `name_resolved` gets it."""
         found = await self.addresses(effect.name)
         usable = (
-            each for each in found if len(each) == 4 and not self._stack.candidate_fault(ipv4.UDP, each, effect.port)
+            self._stack.dialled(each)
+            for each in found
+            if len(each) == 4 and not self._stack.candidate_fault(ipv4.UDP, each, effect.port)
         )
         self._stack.name_resolved(effect.flow, next(usable, None), trio.current_time())
         self._flush()
@@ -107,13 +110,34 @@ class Dialer:
         return [address for pair in mixed for address in pair if address is not None]
 
     async def _ask(self, name: str, qtype: int) -> list[bytes]:
-        now = trio.current_time()
         names = self._stack.names
-        known = names.known(name, qtype, now)
-        if known is not None:
-            return known
-        answer = await self._resolver.ask(names.question(name, qtype))
-        return names.learn(name, qtype, answer, trio.current_time())
+        while True:
+            known = names.known(name, qtype, trio.current_time())
+            if known is not None:
+                return known
+            lookup = self._lookups.get((name, qtype))
+            if lookup is None:
+                break
+            await lookup.over.wait()
+            if lookup.found is not None:
+                return lookup.found
+            # Whoever had asked was cancelled.
+        lookup = self._lookups[name, qtype] = _Lookup()
+        try:
+            answer = await self._resolver.ask(names.question(name, qtype))
+            lookup.found = names.learn(name, qtype, answer, trio.current_time())
+        finally:
+            del self._lookups[name, qtype]
+            lookup.over.set()
+        return lookup.found
+
+
+class _Lookup:
+    """A question on its way upstream: many flows may wait for its answer, and none asks the same again meanwhile."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.found: list[bytes] | None = None
 
 
 class _Race:

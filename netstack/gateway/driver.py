@@ -77,7 +77,8 @@ class Driver:
 
         `event_sink(event, now)` is called for everything worth telling; it must not block."""
         self.stack = Stack(settings, initial_sequence=keyed_sequence_numbers(), policy=policy)
-        self.switch = Switch(settings.gateway_mac)
+        self.switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
+        self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
         self._resolver = resolver
         self._hooks = hooks
@@ -247,7 +248,15 @@ class Driver:
         """
         self.stack.judge.loosens = self._hooks is not None and self._hooks.may_allow and not final
         self.stack.replace_policy(policy, why, trio.current_time())
+        self._keep_guests_apart()
         self.flush()
+
+    def _keep_guests_apart(self) -> None:
+        """Under a list, and without a network, guests do not reach each other either."""
+        self.switch.keeps_apart = not self.stack.judge.policy.unrestricted
+
+    def _note_drop(self, reason: str) -> None:
+        self.stack.note_drop(f"switch-{reason.replace(' ', '-').replace(chr(39), '').lower()}")
 
     async def _resolve(self, effect: ResolveUpstream) -> None:
         answer = await self._resolver.ask(effect.message)

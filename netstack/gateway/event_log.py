@@ -2,7 +2,8 @@
 
 `write` only appends to a bounded queue. A task turns what is queued into text and writes it from a worker thread, so a
 slow disk or a reader that stands still never holds up a frame. Events that found no room, or that the file system would
-not take, are counted, and the count is written as a line of its own (`events_lost`).
+not take, are counted, and the count is written as a line of its own (`events_lost`). A flood of one kind is cut to
+what its budget allows, and the rest counted (`events_suppressed`, once a second).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,11 +33,14 @@ from netstack.engine.events import (
     PolicyReplaced,
 )
 from netstack.engine.verdict import ACTION_WORDS, Verdict
+from netstack.gateway.event_budget import EventBudget
 
 log = logging.getLogger(__name__)
 
 QUEUE_EVENTS: Final = 16_384
 """Events that wait for the writer; further ones are counted as lost."""
+TELL_SUPPRESSED: Final = 1.0
+"""Seconds between two lines that say how many events were left out."""
 CLOSE_SECONDS: Final = 1.0
 """How long the end of the program waits for what is still queued."""
 
@@ -54,7 +59,8 @@ class EventLogError(Exception):
     """The events cannot be written; the message names the file and why."""
 
 
-def _endpoint(endpoint: tuple[bytes, int] | bytes) -> str:
+def endpoint_words(endpoint: tuple[bytes, int] | bytes) -> str:
+    """`address:port`, `[address]:port`, or an address alone."""
     if isinstance(endpoint, bytes):
         return socket.inet_ntoa(endpoint)
     address, port = endpoint
@@ -88,9 +94,9 @@ def _verdict_fields(verdict: Verdict | None) -> dict[str, object]:
 _WORDS: Final[Mapping[str, Callable[[Any], object]]] = {
     "mac": lambda mac: mac.hex(":"),
     "address": socket.inet_ntoa,
-    "guest": _endpoint,
-    "destination": _endpoint,
-    "dialled": _endpoint,
+    "guest": endpoint_words,
+    "destination": endpoint_words,
+    "dialled": endpoint_words,
     "seconds": lambda seconds: round(seconds, 6),
 }
 
@@ -107,9 +113,21 @@ def event_fields(event: Event) -> dict[str, object]:
     return fields
 
 
+def _kind(event: Event) -> str:
+    """What an event's budget is for: its name, and apart from the others the refusals among questions."""
+    kind = _NAMES[type(event)]
+    if isinstance(event, DnsEvent) and event.verdict is not None and not event.verdict.allowed:
+        kind += "_refused"
+    return kind
+
+
 def event_line(event: Event, when: float) -> str:
     """One line of the log. `when` is in seconds since 1970; control and non-ASCII characters come out as \\uXXXX."""
-    return json.dumps({"time": _iso(when), **event_fields(event)}, ensure_ascii=True, separators=(",", ":")) + "\n"
+    return _line(when, event_fields(event))
+
+
+def _line(when: float, fields: Mapping[str, object]) -> str:
+    return json.dumps({"time": _iso(when), **fields}, ensure_ascii=True, separators=(",", ":")) + "\n"
 
 
 class EventLog:
@@ -121,6 +139,7 @@ class EventLog:
         self._clock = clock
         self._queue: deque[tuple[float, Event]] = deque()
         self._lost = 0
+        self._budget = EventBudget()
         self._woken = trio.Event()
         self._reopen = False
         self._failing = False
@@ -136,11 +155,14 @@ class EventLog:
             raise EventLogError(f"--events {self._target}: {error.strerror}") from error
 
     def write(self, event: Event) -> None:
-        """Queue an event, stamped with the time now. Never waits, never raises."""
-        if len(self._queue) >= QUEUE_EVENTS:
+        """Queue an event, stamped with the time now, if its kind has room. Never waits, never raises."""
+        now = self._clock()
+        if not self._budget.admit(_kind(event), now):
+            pass
+        elif len(self._queue) >= QUEUE_EVENTS:
             self._lost += 1
-            return
-        self._queue.append((self._clock(), event))
+        else:
+            self._queue.append((now, event))
         self._woken.set()
 
     def reopen(self) -> None:
@@ -166,22 +188,37 @@ class EventLog:
 
     async def _write_all(self, scope: trio.CancelScope) -> None:
         with scope:
+            tell_at = inf
             while not self._closing:
-                await self._woken.wait()
+                with trio.move_on_at(tell_at):
+                    await self._woken.wait()
                 self._woken = trio.Event()
-                await self._flush()
+                now = trio.current_time()
+                await self._flush(tell=now >= tell_at)
+                if not self._budget.suppressed:
+                    tell_at = inf
+                elif tell_at <= now or tell_at == inf:
+                    tell_at = now + TELL_SUPPRESSED
             # What was written while the last piece was on its way.
-            await self._flush()
+            await self._flush(tell=True)
         os.close(self._file)
 
-    async def _flush(self) -> None:
-        while self._queue or self._reopen:
+    async def _flush(self, *, tell: bool) -> None:
+        """Write what is queued; with `tell` also what was left out."""
+        while self._queue or self._reopen or (tell and self._budget.suppressed):
             if self._reopen:
                 self._reopen = False
                 self._open_again()
             events, self._queue = self._queue, deque()
             lost, self._lost = self._lost, 0
-            self._lost += await trio.to_thread.run_sync(self._write_out, events, lost, abandon_on_cancel=True)
+            notes: list[dict[str, object]] = [{"event": "events_lost", "lost": lost}] if lost else []
+            suppressed = self._budget.take_suppressed() if tell else {}
+            tell = False
+            if suppressed:
+                notes.append({"event": "events_suppressed", "suppressed": suppressed})
+            if not await trio.to_thread.run_sync(self._write_out, events, notes, abandon_on_cancel=True):
+                self._lost += lost + len(events)
+                self._budget.suppressed.update(suppressed)
 
     def _open_again(self) -> None:
         try:
@@ -192,12 +229,10 @@ class EventLog:
             os.close(self._file)
             self._file = fresh
 
-    def _write_out(self, events: deque[tuple[float, Event]], lost: int) -> int:
-        """Write the lines, from a worker thread. Returns how many events were lost."""
+    def _write_out(self, events: deque[tuple[float, Event]], notes: list[dict[str, object]]) -> bool:
+        """Write the lines, from a worker thread. Returns whether they could be written."""
         lines = [event_line(event, when) for when, event in events]
-        if lost:
-            note = {"time": _iso(self._clock()), "event": "events_lost", "lost": lost}
-            lines.append(json.dumps(note, separators=(",", ":")) + "\n")
+        lines += [_line(self._clock(), note) for note in notes]
         data = memoryview("".join(lines).encode("ascii"))
         try:
             while data:
@@ -206,6 +241,6 @@ class EventLog:
             if not self._failing:
                 log.warning("--events %s: %s; events are lost", self._target, error.strerror)
             self._failing = True
-            return lost + len(events)
+            return False
         self._failing = False
-        return 0
+        return True

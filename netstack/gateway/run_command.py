@@ -162,9 +162,15 @@ def link_traits(attachments: Attachments, mtu: int) -> LinkTraits:
 class Gateway:
     """One driver with its links, resolver, event log and capture: what `run`, `guest` and `demo` run."""
 
-    def __init__(self, config: RunConfig, attachments: Attachments) -> None:
-        """Open the files that the configuration names. Owns the attachments from here on. Raises RunFailed."""
+    def __init__(
+        self, config: RunConfig, attachments: Attachments, *, watch: Callable[[Event], None] | None = None
+    ) -> None:
+        """Open the files that the configuration names. Owns the attachments from here on. `watch` sees every event.
+
+        Raises RunFailed.
+        """
         self._attachments = attachments
+        self._watch = watch
         self._capture: CaptureWriter | None = None
         self._events: EventLog | None = None
         self._serving = trio.CancelScope()
@@ -194,7 +200,7 @@ class Gateway:
             resolver=resolver,
             policy=config.policy.policy(),
             hooks=config.hooks,
-            event_sink=self._report if self._events else None,
+            event_sink=self._report if self._events or watch else None,
         )
 
     def _forget_names(self) -> None:
@@ -203,6 +209,8 @@ class Gateway:
     def _report(self, event: Event, _now: float) -> None:
         if self._events is not None:
             self._events.write(event)
+        if self._watch is not None:
+            self._watch(event)
 
     def stop(self) -> None:
         """End `run` in order: guests first, so that the ends of their flows are still told."""

@@ -114,16 +114,21 @@ class ScriptedNetwork:
             answer = packet.data
             if isinstance(answer, dpkt.udp.UDP) and (answer.dport, answer.sport) == (own, port):
                 return bytes(answer.data)
+            _raise_unreachable(answer, struct.pack("!HH", own, port))
         raise TimeoutError(f"no datagram from {address}:{port}")
 
     def ping(self, address: str, payload: bytes) -> bool:
-        """One ICMP echo request; whether its reply came back as it should."""
+        """One ICMP echo request; whether its reply came back as it should.
+
+        Raises ConnectionRefusedError when an ICMP unreachable did.
+        """
         identifier = self._port() & 0xFFFF
         request = dpkt.icmp.ICMP(type=dpkt.icmp.ICMP_ECHO, data=dpkt.icmp.ICMP.Echo(id=identifier, seq=1, data=payload))
         self._send_packet(address, dpkt.ip.IP_PROTO_ICMP, request)
         deadline = time.monotonic() + PING_TIMEOUT
         while packet := self.receive_packet(deadline):
             reply = packet.data
+            _raise_unreachable(reply, struct.pack("!HH", identifier, 1) + payload)
             if isinstance(reply, dpkt.icmp.ICMP) and reply.type == dpkt.icmp.ICMP_ECHOREPLY:
                 return bytes(reply.data) == struct.pack("!HH", identifier, 1) + payload
         return False
@@ -135,6 +140,14 @@ class ScriptedNetwork:
     def send_segment(self, address: str, segment: dpkt.tcp.TCP) -> None:
         """Send one TCP segment."""
         self._send_packet(address, dpkt.ip.IP_PROTO_TCP, segment)
+
+
+def _raise_unreachable(message: object, quoted: bytes) -> None:
+    """Raise ConnectionRefusedError for an ICMP unreachable that quotes what we sent."""
+    if not isinstance(message, dpkt.icmp.ICMP) or message.type != dpkt.icmp.ICMP_UNREACH:
+        return
+    if quoted in bytes(message.data):
+        raise ConnectionRefusedError(f"ICMP unreachable, code {message.code}")
 
 
 class ScriptedStream:

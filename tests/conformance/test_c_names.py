@@ -13,7 +13,7 @@ from engine.wire_guest import GUEST, OTHER_MAC, GuestTcp, ip, payload_of, sent_b
 from wire import hellos
 
 from netstack.engine.effects import AbortStream, OpenNamed, OpenStream, ShutdownStream
-from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.events import FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.verdict import ALLOW, Verdict
 from netstack.network_spec import NetworkSpec
 
@@ -442,6 +442,19 @@ def test_C17_to_a_synthetic_address_everything_else_passes_unchanged(guest: Gues
     assert sent_bytes(sent) == data
     assert finished == ShutdownStream(connection.flow)
     assert not wire.flow_events()
+
+
+def test_C17_opened_and_refused_in_one_batch(guest: Guest) -> None:
+    """The hello came with the handshake's last acknowledgement: the flow was open before it was refused."""
+    wire = synthetic(guest, NAME)
+    (address,) = wire.resolve(NAME, SITE)
+    connection = wire.connection(address, 443)
+    connection.syn()
+    wire.stack.stream_opened(wire.asked_one(OpenNamed).flow, wire.now, ip(TRUE_SITE))
+    connection.heard = connection.hear_one("SA").seq + 1
+    connection.say(hellos.python_ssl(OTHER_NAME))
+    assert wire.asked_one(AbortStream)
+    assert [type(event) for event in wire.flow_events()] == [FlowOpened, FlowRefused, FlowClosed]
 
 
 def test_C17_later_requests_to_a_synthetic_address_have_to_agree(guest: Guest) -> None:

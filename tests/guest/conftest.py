@@ -10,6 +10,7 @@ import pytest
 
 from .lab import Lab
 from .network import Network, World, start_network
+from .open_internet import OpenInternet
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 LINKS = ("tap",) if os.environ.get("GUEST_STANDIN") else ("tap", "dgram")
@@ -29,6 +30,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The host namespace, its servers, and the Internet behind."""
     with Lab(tmp_path_factory.mktemp("guest")) as lab:
         yield World(lab)
+
+
+@pytest.fixture(scope="session")
+def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenInternet]:
+    """An Internet of public addresses, for guests under a list. Each module has its own guests there."""
+    with Lab(tmp_path_factory.mktemp("internet")) as lab:
+        made = OpenInternet(lab)
+        yield made
+        made.witness.close()
 
 
 @pytest.fixture(scope="module", params=LINKS)

@@ -52,8 +52,9 @@ class Gateway:
 
     def events(self, kind: str | None = None) -> list[dict[str, object]]:
         """What it has reported so far, as dictionaries; of one kind if asked."""
-        lines = self._events.read_text().splitlines() if self._events and self._events.exists() else []
-        records = [json.loads(line) for line in lines]
+        text = self._events.read_text() if self._events and self._events.exists() else ""
+        whole = text.rpartition("\n")[0]  # the last line may be half written
+        records = [json.loads(line) for line in whole.splitlines()]
         return [record for record in records if kind in (None, record["event"])]
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -275,3 +275,23 @@ def test_any_traffic_keeps_the_rules(traffic: list[tuple[int, list[bytes], float
             assert net.switch._ports[number].stations == station_count <= MAX_ENTRIES_PER_PORT
         owners = {entry.mac: entry.port for entry in entries}
         assert all(owners[one[6:12]] == net.ports[port] for one in for_gateway)
+
+
+def test_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
+    """Conformance E13: what goes from guest to guest here passes by every policy."""
+    noted: list[str] = []
+    net = Net(3)
+    net.switch = Switch(GATEWAY, note_drop=noted.append)
+    net.ports = [net.switch.attach(link) for link in net.links]
+    net.switch.keeps_apart = True
+    net.send(1, frame(GATEWAY, B))
+    frames = [frame(BROADCAST, A), frame(bytes.fromhex("01005e0000fb"), A), frame(GATEWAY, A)]
+    assert net.send(0, *frames, frame(B, A), frame(C, A)) == frames
+    assert net.taken() == [[], [], []]
+    assert net.switch.drops == {"guests are kept apart": 2}
+    assert noted == ["guests are kept apart"] * 2
+    net.switch.egress([frame(A, GATEWAY), frame(B, GATEWAY)])
+    assert net.taken() == [[frame(A, GATEWAY)], [frame(B, GATEWAY)], []]
+    net.switch.keeps_apart = False
+    assert net.send(0, frame(B, A)) == []
+    assert net.taken() == [[], [frame(B, A)], []]
