@@ -254,7 +254,7 @@ class TcpFlows:
             flow.connection.accept(now)
         elif flow.inspection is not None:
             flow.state = DRAINING if flow.guest_finished else SPLICED
-            self._report_opened(flow)
+            self._report_opened(flow, now)
             held, flow.inspection.held = flow.inspection.held, []
             self._send_on(flow, flow.inspection, held, now)
             if flow.guest_finished and flow.upstream:
@@ -262,10 +262,11 @@ class TcpFlows:
             self.touch(flow)
         self._timers.schedule(flow)
 
-    def _report_opened(self, flow: TcpFlow) -> None:
-        question = flow.question
+    def _report_opened(self, flow: TcpFlow, now: float) -> None:
+        question, verdict = flow.question, flow.verdict
+        note = self._judge.note(question, verdict, now)
         self._outbox.report(
-            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, flow.verdict)
+            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, verdict, note)
         )
 
     def failed(self, number: int, failure: int, now: float) -> None:
@@ -377,7 +378,7 @@ class TcpFlows:
         if flow.state != CONNECTING:
             return
         flow.state = SPLICED
-        self._report_opened(flow)
+        self._report_opened(flow, now)
         if flow.session is not None:
             flow.limit_at = now + SERVED_IDLE
 
