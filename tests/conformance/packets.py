@@ -1,4 +1,4 @@
-"""What the rows about other protocols and layers are held to: datagrams, pings and raw frames, each by three oracles."""
+"""What the rows about other protocols and layers are held to: datagrams, pings, raw frames, each by three oracles."""
 
 from __future__ import annotations
 
