@@ -214,6 +214,20 @@ def test_D4_many_at_once(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     peeked_again.finish_handshake()
 
 
+def test_D4_a_hook_overrules_no_bound(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that may allow what the policy refuses is not asked about a table that is full."""
+    monkeypatch.setattr(tcp_flows, "MAX_PEEKING", 1)
+    for reason, rules, changes in (
+        ("too-many-unnamed-flows", [NAME], {}),
+        ("table-full", ["10.0.0.0/8"], {"max_tcp_flows": 1}),
+    ):
+        wire = guest(*rules, **changes)
+        first = dialled_as_is(wire, "10.0.0.1", 1, "address-rule", rules[0]) if changes else peeked(wire)
+        wire.stack.judge.consults = wire.stack.judge.loosens = True
+        refused_at_syn(wire, "10.0.0.1" if changes else SITE, 443, reason)
+        assert not is_gone(first)
+
+
 def test_D4_a_server_that_speaks_first_needs_no_name(guest: Guest) -> None:
     """Only where the rule is about addresses: there nothing is read, and nothing waited for."""
     wire = guest(NAME, f"{SITE}:443")
