@@ -44,7 +44,8 @@ class DnsEvent(NamedTuple):
 class FlowOpened(NamedTuple):
     """A flow that reached its destination, and why it might. `protocol`: tcp, udp, icmp.
 
-    `dialled` is the address after NAT, or the one the name of the verdict stands for.
+    `dialled` is the address after NAT, or the one the name of the verdict stands for. `note`, where there is one:
+    address-not-answered, the name is allowed and was dialled, and the guest's address is none our DNS gave it for it.
     """
 
     flow: int
@@ -53,6 +54,7 @@ class FlowOpened(NamedTuple):
     destination: tuple[bytes, int]
     dialled: tuple[bytes, int]
     verdict: Verdict
+    note: str = ""
 
 
 class FlowClosed(NamedTuple):

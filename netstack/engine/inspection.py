@@ -25,7 +25,9 @@ DEADLINE: Final = 5.0
 class Inspection:
     """One flow's inspection."""
 
-    __slots__ = ("_guard", "_judge", "_name", "_peek", "_protocol", "_question", "_watched", "_watching", "held")
+    __slots__ = (
+        "_guard", "_judge", "_name", "_peek", "_protocol", "_question", "_watched", "_watching", "held", "waiting",
+    )  # fmt: skip
 
     def __init__(self, judge: Judge, question: Question, name: str = "") -> None:
         """`name` is what the flow's address stands for (canonical); without, the flow has to say it."""
@@ -37,6 +39,8 @@ class Inspection:
         self._protocol = "other"
         self._name = name
         self._guard: RequestGuard | None = None
+        self.waiting = 0
+        """Bytes of `held` that wait for a verdict or a dial; the owner's count."""
         self._watching = bool(name)
         self._watched = 0
         """Bytes that passed while they were watched."""
@@ -66,9 +70,14 @@ class Inspection:
         if self._protocol == "http":
             self._guard = RequestGuard(self._name, self._question.destination[1])
 
+    @property
+    def over(self) -> bool:
+        """Whether an allowed flow needs no reading any more."""
+        return self._guard is None and not self._watching
+
     def pass_on(self, chunks: list[bytes]) -> tuple[list[bytes], Verdict | None]:
         """What of the bytes of an allowed flow may be sent, the held ones first; and the refusal, if there is one."""
-        if self._guard is None and not self._watching:
+        if self.over:
             return chunks, None
         passed: list[bytes] = []
         for chunk in chunks:

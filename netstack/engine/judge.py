@@ -78,6 +78,14 @@ class Judge:
                 return Verdict(REFUSE, step, fault, verdict.rule, name, source)
         return verdict
 
+    def note(self, question: Question, verdict: Verdict, now: float) -> str:
+        """What is to be told of a flow besides that it is allowed; mostly nothing."""
+        if verdict.source not in ("sni", "host", "quic"):
+            return ""
+        guest, address = question.guest[0], question.destination[0]
+        expected = self.pins.known(guest, verdict.name, address, now) or self.synthetic.name_of(address) == verdict.name
+        return "" if expected else "address-not-answered"
+
     def echo(self, question: Question) -> Verdict:
         """An ICMP echo request."""
         return self.policy.echo(question.destination[0])

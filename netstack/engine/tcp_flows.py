@@ -38,6 +38,8 @@ MAX_HALF_OPEN: Final = 4096
 """Flows whose dial or handshake is not complete; beyond, the oldest is reset to make room (conformance F1)."""
 MAX_PEEKING: Final = 1024
 """Flows that have not said their name yet; further ones are reset."""
+MAX_WAITING_BYTES: Final = 64 << 20
+"""Bytes of guests that wait for a verdict or for the dial of a name, of all flows together."""
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
 SERVED_IDLE: Final = 30.0
@@ -104,6 +106,7 @@ class TcpFlows:
         self._half_open: dict[int, TcpFlow] = {}
         self._time_wait: dict[int, TcpFlow] = {}
         self._peeking: dict[int, TcpFlow] = {}
+        self._waiting_bytes = 0
         self._timers: Timers[TcpFlow] = Timers()
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
@@ -254,18 +257,21 @@ class TcpFlows:
             flow.connection.accept(now)
         elif flow.inspection is not None:
             flow.state = DRAINING if flow.guest_finished else SPLICED
-            self._report_opened(flow)
+            self._report_opened(flow, now)
             held, flow.inspection.held = flow.inspection.held, []
+            self._waiting_bytes -= flow.inspection.waiting
+            flow.inspection.waiting = 0
             self._send_on(flow, flow.inspection, held, now)
             if flow.guest_finished and flow.upstream:
                 self._outbox.effects.append(effects.ShutdownStream(flow.id))
             self.touch(flow)
         self._timers.schedule(flow)
 
-    def _report_opened(self, flow: TcpFlow) -> None:
-        question = flow.question
+    def _report_opened(self, flow: TcpFlow, now: float) -> None:
+        question, verdict = flow.question, flow.verdict
+        note = self._judge.note(question, verdict, now)
         self._outbox.report(
-            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, flow.verdict)
+            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, verdict, note)
         )
 
     def failed(self, number: int, failure: int, now: float) -> None:
@@ -377,7 +383,7 @@ class TcpFlows:
         if flow.state != CONNECTING:
             return
         flow.state = SPLICED
-        self._report_opened(flow)
+        self._report_opened(flow, now)
         if flow.session is not None:
             flow.limit_at = now + SERVED_IDLE
 
@@ -422,6 +428,16 @@ class TcpFlows:
         """Bytes of a flow that has to say its name, or has said it and goes on being read."""
         if flow.upstream:
             self._send_on(flow, inspection, chunks, now)
+            return
+        count = sum(map(len, chunks))
+        inspection.waiting += count
+        self._waiting_bytes += count
+        if self._waiting_bytes > MAX_WAITING_BYTES:
+            if flow.state == CONNECTING:
+                self._outbox.effects.append(effects.AbortStream(flow.id))  # the dial is for nobody any more
+            fault = inspection.unfinished("too-many-bytes-wait")
+            fault = fault._replace(name=flow.verdict.name, source=flow.verdict.source)
+            self._turn_away(flow, inspection, fault, now)
             return
         for chunk in chunks:
             if flow.state != PEEKING:
@@ -480,8 +496,11 @@ class TcpFlows:
         passed, refusal = inspection.pass_on(chunks)
         if refusal is not None:
             self._turn_away(flow, inspection, refusal, now)
-        elif passed:
+            return
+        if passed:
             self._outbox.effects.append(effects.SendStream(flow.id, passed))
+        if inspection.over:
+            flow.inspection = None
 
     def _turn_away(self, flow: TcpFlow, inspection: Inspection, verdict: Verdict, now: float) -> None:
         """Refuse a flow whose handshake is complete: tell the guest in its own protocol, then close."""
@@ -622,7 +641,9 @@ class TcpFlows:
         """The host side is over."""
         flow.state = GONE
         flow.upstream = False
-        flow.inspection = None
+        if flow.inspection is not None:
+            self._waiting_bytes -= flow.inspection.waiting
+            flow.inspection = None
         flow.packet = b""
         flow.limit_at = inf
         self._streams.pop(flow.id, None)

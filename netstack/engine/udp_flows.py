@@ -208,7 +208,8 @@ class UdpFlows:
         flow.deadline = now + flow.timeout
         self.table[key] = self._unreplied[flow.id] = flow
         self._timers.schedule(flow)
-        self._outbox.report(FlowOpened(flow.id, "udp", question.guest, question.destination, target, verdict))
+        note = self._judge.note(question, verdict, now)
+        self._outbox.report(FlowOpened(flow.id, "udp", question.guest, question.destination, target, verdict, note))
         return flow
 
     def received(self, number: int, address: bytes, port: int, payload: bytes, now: float) -> None:

@@ -108,7 +108,7 @@ def event_fields(event: Event) -> dict[str, object]:
         if key == "verdict":
             # A question's name stays as the guest spelled it.
             fields |= {word: said for word, said in _verdict_fields(value).items() if word not in fields}
-        else:
+        elif key != "note" or value:
             fields[key] = _WORDS[key](value) if key in _WORDS else value
     return fields
 

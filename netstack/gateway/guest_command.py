@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -16,7 +16,7 @@ from netstack.gateway.run_command import (
     POLICY_SIGNALS,
     Attachments,
     Gateway,
-    obey_policy_signal,
+    obey_policy_signals,
     prepare_process,
     run_trio,
 )
@@ -42,12 +42,6 @@ def guest_mac(network: NetworkSettings) -> bytes:
     return DEFAULT_GUEST_MAC
 
 
-async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
-    """The command's own signals go to the command; these two are ours."""
-    async for number in signals:
-        obey_policy_signal(number, gateway)
-
-
 async def _run(config: RunConfig, command: Sequence[str]) -> int:
     network = config.network
     try:
@@ -67,13 +61,14 @@ async def _run(config: RunConfig, command: Sequence[str]) -> int:
         raise RunFailed(f"{error} (netstack doctor says what this host allows)") from error
     try:
         gateway = Gateway(config, Attachments(links=[namespace.open_tap()]))
-        with trio.open_signal_receiver(*POLICY_SIGNALS) as signals:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(gateway.run)
-                nursery.start_soon(_obey, signals, gateway)
-                status = await namespace.run_command(command, forward_signals=True)
-                gateway.stop()
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.run)
+            with trio.open_signal_receiver(*POLICY_SIGNALS) as signals:
+                async with trio.open_nursery() as obeying:
+                    obeying.start_soon(obey_policy_signals, signals, gateway)
+                    status = await namespace.run_command(command, forward_signals=True)
+                    obeying.cancel_scope.cancel()
+            gateway.stop()
         return status
     finally:
         namespace.close()

@@ -194,7 +194,8 @@ class Gateway:
         self._config = config
         self.killed = False
         """The kill switch is on: nothing is allowed until `reload_policy`."""
-        self._warn_of(config.policy)
+        self._policies_asked = 0
+        _tell(self._warnings(config.policy))
         self.driver = Driver(
             network,
             resolver=resolver,
@@ -221,24 +222,36 @@ class Gateway:
         """Whether there is a file that the policy can be read from again."""
         return self._config.reload_policy is not None
 
-    def reload_policy(self) -> None:
-        """Put the policy of options and file, read again, in force: the whole of it, or none and the old one stays."""
+    async def reload_policy(self) -> None:
+        """Put the policy of options and file, read again, in force: the whole of it, or none and the old one stays.
+
+        What is asked for while the file is read takes its place.
+        """
+        self._policies_asked += 1
+        asked = self._policies_asked
         try:
-            spec = self._config.reload_policy() if self._config.reload_policy else self._config.policy
+            # In a thread: a hundred thousand rules take a second, and frames do not wait.
+            spec, warnings = await trio.to_thread.run_sync(self._read_policy, abandon_on_cancel=True)
         except ConfigError as error:
             log.warning("%s; %s", error, "the kill switch stays on" if self.killed else "the policy in force stays")
+            return
+        if asked != self._policies_asked:
             return
         self.killed = False
         self.driver.replace_policy(spec.policy(), "reload")
         log.info("policy read again: %s", spec)
-        self._warn_of(spec)
+        _tell(warnings)
 
-    def _warn_of(self, spec: NetworkSpec) -> None:
-        for warning in spec.warnings(metadata_access=self._config.network.metadata_access):
-            log.warning("%s", warning)
+    def _read_policy(self) -> tuple[NetworkSpec, list[str]]:
+        spec = self._config.reload_policy() if self._config.reload_policy else self._config.policy
+        return spec, self._warnings(spec)
+
+    def _warnings(self, spec: NetworkSpec) -> list[str]:
+        return spec.warnings(metadata_access=self._config.network.metadata_access)
 
     def kill_network(self) -> None:
         """The kill switch: every flow is reset, and nothing goes out or comes in any more until `reload_policy`."""
+        self._policies_asked += 1
         self.killed = True
         self.driver.replace_policy(NetworkSpec.enabled(deny_all=True).policy(), "kill-switch", final=True)
         log.warning("kill switch: every flow is reset and nothing is allowed until SIGUSR1")
@@ -306,33 +319,45 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> str:
     return str(error)
 
 
+def _tell(warnings: list[str]) -> None:
+    for warning in warnings:
+        log.warning("%s", warning)
+
+
 POLICY_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-def obey_policy_signal(number: int, gateway: Gateway) -> None:
-    """SIGUSR2 is the kill switch; SIGUSR1 reads the policy again, and lifts it."""
+async def obey_policy_signals(signals: AsyncIterator[int], gateway: Gateway) -> None:
+    """SIGUSR2 is the kill switch; SIGUSR1 reads the policy again, and lifts it. Obeyed until cancelled."""
+    async with trio.open_nursery() as nursery:
+        async for number in signals:
+            _obey_policy_signal(number, gateway, nursery)
+
+
+def _obey_policy_signal(number: int, gateway: Gateway, nursery: trio.Nursery) -> None:
     if number == signal.SIGUSR2:
         gateway.kill_network()
     else:
-        gateway.reload_policy()
+        nursery.start_soon(gateway.reload_policy)
 
 
 async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
-    async for number in signals:
-        if number in POLICY_SIGNALS:
-            obey_policy_signal(number, gateway)
-        elif number != signal.SIGHUP or not _refresh(gateway):
-            log.info("%s: ending", signal.Signals(number).name)
-            gateway.stop()
+    async with trio.open_nursery() as nursery:
+        async for number in signals:
+            if number in POLICY_SIGNALS:
+                _obey_policy_signal(number, gateway, nursery)
+            elif number != signal.SIGHUP or not _refresh(gateway, nursery):
+                log.info("%s: ending", signal.Signals(number).name)
+                gateway.stop()
 
 
-def _refresh(gateway: Gateway) -> bool:
+def _refresh(gateway: Gateway, nursery: trio.Nursery) -> bool:
     """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none."""
     reopened = gateway.reopen_events()
     if gateway.killed:  # log rotation sends SIGHUP too, and must not open what somebody has closed
         log.warning("SIGHUP: the kill switch stays on until SIGUSR1")
     elif gateway.has_policy_file:
-        gateway.reload_policy()
+        nursery.start_soon(gateway.reload_policy)
     return reopened or gateway.has_policy_file
 
 

@@ -182,7 +182,14 @@ def turned_away(
 
 
 def opened_by_name(
-    wire: PolicyWire, connection: GuestTcp, data: bytes, name: str = NAME, *, rule: str = "", source: str = "sni"
+    wire: PolicyWire,
+    connection: GuestTcp,
+    data: bytes,
+    name: str = NAME,
+    *,
+    rule: str = "",
+    source: str = "sni",
+    note: str = "address-not-answered",
 ) -> None:
     """(D) The name is dialled, not the guest's address, and gets exactly `data`; (E) one event that says so."""
     opened = wire.asked_one(OpenNamed)
@@ -198,6 +205,7 @@ def opened_by_name(
     assert event.dialled == (ip(TRUE_SITE), connection.port)
     step = {"sni": "tls", "host": "http"}[source]
     assert event.verdict == Verdict(ALLOW, step, "name-rule", rule or name, name, source)
+    assert event.note == note
 
 
 def cut(data: bytes, sizes: Iterable[int]) -> Sequence[bytes]:

@@ -10,6 +10,7 @@ from wire import hellos
 from wire.http_requests import get
 
 from netstack.engine import tcp_flows
+from netstack.engine.effects import AbortStream, OpenNamed
 from netstack.engine.events import FlowRefused
 from netstack.engine.inspection import DEADLINE
 
@@ -212,6 +213,46 @@ def test_D4_many_at_once(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     peeked_again = wire.connection(SITE, 443)
     peeked_again.syn()
     peeked_again.finish_handshake()
+
+
+def test_D4_bytes_that_wait_are_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all flows together, while the name is read and while it is dialled; what was sent on or given up is free."""
+    assert tcp_flows.MAX_WAITING_BYTES == 64 << 20
+    monkeypatch.setattr(tcp_flows, "MAX_WAITING_BYTES", 3000)
+    wire = guest(NAME)
+    dialling = peeked(wire)
+    say(dialling, HELLO + bytes(1000))
+    dialling.flow = wire.asked_one(OpenNamed).flow
+    dialling.hear()
+    reading = peeked(wire)
+    say(reading, HELLO[:400])
+    reading.hear()
+    dialling.say(bytes(1400))
+    assert wire.asked() == [AbortStream(dialling.flow)]
+    verdict = refusal("too-many-bytes-wait", "tls", name=NAME, source="sni")
+    turned_away(wire, dialling, verdict)
+    wire.events.clear()  # the other one took too long meanwhile
+    for _ in range(5):  # 517 bytes each time, one after the other
+        connection = peeked(wire)
+        say(connection, HELLO + bytes(1000))
+        opened_by_name(wire, connection, HELLO + bytes(1000))
+    last = peeked(wire)
+    say(last, HELLO)
+    opened_by_name(wire, last, HELLO)
+
+
+def test_D4_a_hook_overrules_no_bound(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that may allow what the policy refuses is not asked about a table that is full."""
+    monkeypatch.setattr(tcp_flows, "MAX_PEEKING", 1)
+    for reason, rules, changes in (
+        ("too-many-unnamed-flows", [NAME], {}),
+        ("table-full", ["10.0.0.0/8"], {"max_tcp_flows": 1}),
+    ):
+        wire = guest(*rules, **changes)
+        first = dialled_as_is(wire, "10.0.0.1", 1, "address-rule", rules[0]) if changes else peeked(wire)
+        wire.stack.judge.consults = wire.stack.judge.loosens = True
+        refused_at_syn(wire, "10.0.0.1" if changes else SITE, 443, reason)
+        assert not is_gone(first)
 
 
 def test_D4_a_server_that_speaks_first_needs_no_name(guest: Guest) -> None:

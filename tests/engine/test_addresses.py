@@ -158,6 +158,8 @@ def test_the_words_are_pythons(block: str, number: int) -> None:
 @given(st.ip_addresses(v=6))
 def test_ipv6_words_are_pythons(address: ipaddress.IPv6Address) -> None:
     assume(address.ipv4_mapped is None and address.sixtofour is None)
+    # Python does not look for an IPv4 address inside of these.
+    assume(not any(address in ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "::/96")))
     word = kind(address.packed)
     assert address.is_multicast == (word == "multicast")
     if address.is_link_local:

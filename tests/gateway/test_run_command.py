@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,12 @@ import trio
 import trio.testing
 
 from guest_iface.link import LinkError
-from netstack.config import FdLink, ListenLink, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
+from netstack.config import FdLink, ListenLink, PolicyError, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
+from netstack.engine.verdict import REFUSE, Verdict
 from netstack.gateway import RunFailed, run_command
 from netstack.gateway.run_command import Attachments, Gateway, open_attachments, run_trio, tell_ready
+from netstack.hooks import HookRunner, Hooks
+from netstack.network_spec import NetworkSpec
 
 ROOT = Path(__file__).parents[2]
 ARP_REQUEST = bytes.fromhex("ffffffffffff5a94efe40cee08060001080006040001") + bytes.fromhex(
@@ -250,3 +254,95 @@ def test_the_command_is_ready_says_so_and_ends_on_a_signal(number: int, tmp_path
     assert process.returncode == 0
     assert not path.exists()
     assert f"{signal.Signals(number).name}: ending" in told
+
+
+# -- the policy while it runs ----------------------------------------------------------------------------------------
+
+
+def access(gateway: Gateway) -> str:
+    return gateway.driver.stack.judge.policy.access
+
+
+async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
+    """Conformance I8. The file is read in a thread; what was asked for later is what is in force."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read() -> NetworkSpec:
+        reading.set()
+        assert go_on.wait(60)
+        return NetworkSpec.enabled()
+
+    config = configuration(pair[0], policy=NetworkSpec.enabled(["a.example"]), reload_policy=read)
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.reload_policy)
+        await trio.to_thread.run_sync(reading.wait, 60)
+        gateway.kill_network()
+        assert (access(gateway), gateway.killed) == ("nothing", True)
+        go_on.set()
+    assert (access(gateway), gateway.killed) == ("nothing", True)
+    await gateway.reload_policy()
+    assert (access(gateway), gateway.killed) == ("full", False)
+    gateway._attachments.close()
+
+
+async def test_a_file_that_cannot_be_used_leaves_what_is_in_force(
+    pair: tuple[int, socket.socket], caplog: pytest.LogCaptureFixture
+):
+    """Conformance I1, I2: also the kill switch stays on."""
+
+    def read() -> NetworkSpec:
+        raise PolicyError("policy.yaml: policy", "allow_net rule 'x y': no")
+
+    config = configuration(pair[0], policy=NetworkSpec.enabled(["a.example"]), reload_policy=read)
+    gateway = Gateway(config, opened(config))
+    await gateway.reload_policy()
+    assert access(gateway) == "listed"
+    gateway.kill_network()
+    await gateway.reload_policy()
+    assert (access(gateway), gateway.killed) == ("nothing", True)
+    told = [record.getMessage() for record in caplog.records if "policy.yaml" in record.getMessage()]
+    assert told == [
+        "policy.yaml: policy: allow_net rule 'x y': no; the policy in force stays",
+        "policy.yaml: policy: allow_net rule 'x y': no; the kill switch stays on",
+    ]
+    gateway._attachments.close()
+
+
+async def test_without_a_file_the_kill_switch_is_lifted_to_what_the_options_say(pair: tuple[int, socket.socket]):
+    config = configuration(pair[0], policy=NetworkSpec.enabled(["a.example"]))
+    gateway = Gateway(config, opened(config))
+    gateway.kill_network()
+    await gateway.reload_policy()
+    assert access(gateway) == "listed"
+    gateway._attachments.close()
+
+
+async def test_no_hook_overrules_the_kill_switch(pair: tuple[int, socket.socket]):
+    config = configuration(pair[0], hooks=HookRunner(Hooks(), may_allow=True))
+    gateway = Gateway(config, opened(config))
+    judge = gateway.driver.stack.judge
+    refusal = Verdict(REFUSE, "syn", "no-rule")
+    assert judge.overrulable(refusal)
+    gateway.kill_network()
+    assert not judge.overrulable(refusal)
+    await gateway.reload_policy()
+    assert judge.overrulable(refusal)
+    gateway._attachments.close()
+
+
+async def test_sighup_opens_the_events_again_and_leaves_the_kill_switch_on(
+    pair: tuple[int, socket.socket], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = configuration(pair[0], events=tmp_path / "events.jsonl", reload_policy=NetworkSpec.enabled)
+    gateway = Gateway(config, opened(config))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        gateway.kill_network()
+        (tmp_path / "events.jsonl").rename(tmp_path / "rotated.jsonl")
+        assert run_command._refresh(gateway, nursery)
+        await trio.testing.wait_all_tasks_blocked()
+        assert access(gateway) == "nothing"
+        gateway.stop()
+    assert "stays on until SIGUSR1" in caplog.text
+    assert (tmp_path / "events.jsonl").exists()

@@ -59,9 +59,15 @@ def test_C1_python_to_the_attackers_address(guest: Guest, internet: OpenInternet
 
 
 def test_C1_curl_to_the_attackers_address(guest: Guest) -> None:
-    with guest.reaches(f"{SITE}:443", "name-rule", destination=f"{ATTACKER}:443"):
+    note = "address-not-answered"
+    with guest.reaches(f"{SITE}:443", "name-rule", destination=f"{ATTACKER}:443", note=note):
         status, said = guest.curl("--resolve", f"real.test:443:{ATTACKER}", "https://real.test/")
     assert (status, said) == (0, f"{SITE} for real.test\n")
+
+
+def test_C1_curl_as_usual(guest: Guest) -> None:
+    with guest.reaches(f"{SITE}:443", "name-rule", destination=f"{SITE}:443", note=None):
+        assert guest.curl("https://real.test/")[1] == f"{SITE} for real.test\n"
 
 
 def test_C1_a_post_quantum_hello(guest: Guest) -> None:

@@ -51,7 +51,7 @@ class Outside:
         )
 
     def _server(self, module: str, *arguments: str) -> Process:
-        server = self.host.spawn(module, sys.executable, "-I", str(HERE / f"{module}.py"), *arguments)
+        server = self.host.spawn(module, sys.executable, str(HERE / f"{module}.py"), *arguments)
         wait_until(lambda: "ready" in server.log or not server.running, module)
         assert server.running, server.log
         return server

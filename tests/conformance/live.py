@@ -1,0 +1,185 @@
+"""A driver that runs, with guests on links in memory: for rows about hooks, several guests, and the log."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import trio
+import trio.testing
+from engine.wire_guest import GATEWAY_MAC, GUEST, GUEST_MAC
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from guest_iface.link import Link, LinkCapabilities, LinkClosed, LinkCounters
+from netstack.config import network_settings
+from netstack.engine.events import Event
+from netstack.gateway.driver import Driver
+from netstack.hooks import HookRunner, Hooks
+from netstack.network_spec import NetworkSpec
+
+LIMIT = 15.0
+"""Real seconds after which something is taken to hang."""
+E = TypeVar("E")
+
+
+class MemoryLink(Link):
+    """A link whose guest is in the same program."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.capabilities = LinkCapabilities()
+        self.counters = LinkCounters()
+        self.heard: list[bytes] = []
+        self.closed = False
+        self._said: list[bytes] = []
+        self._more = trio.Event()
+
+    async def receive_batch(self) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        while not self._said:
+            if self.closed:
+                raise LinkClosed(self.name)
+            self._more = trio.Event()
+            await self._more.wait()
+        frames, self._said = self._said, []
+        return frames
+
+    def send_batch(self, frames: Sequence[bytes]) -> None:
+        self.heard += frames
+
+    @property
+    def backlog(self) -> int:
+        return 0
+
+    async def wait_backlog_drained(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    def close(self) -> None:
+        self.closed = True
+        self._more.set()
+
+    def put(self, frames: Sequence[bytes]) -> None:
+        self._said += frames
+        self._more.set()
+
+
+class LiveGuest:
+    """One guest, by scapy."""
+
+    def __init__(self, link: MemoryLink, mac: str, address: str) -> None:
+        self.link, self.mac, self.address = link, mac, address
+
+    async def send(self, *packets: Packet, to: str = GATEWAY_MAC) -> None:
+        """Send packets, and let everything that follows at once happen."""
+        self.link.put(
+            [bytes(each if isinstance(each, Ether) else Ether(src=self.mac, dst=to) / each) for each in packets]
+        )
+        await settled()
+
+    def hear(self) -> list[Ether]:
+        """The frames that came since the last look."""
+        frames, self.link.heard = self.link.heard, []
+        return [Ether(frame) for frame in frames]
+
+    async def syn(self, address: str, port: int, source_port: int = 40_000) -> None:
+        """Begin a connection."""
+        header = TCP(sport=source_port, dport=port, flags="S", seq=1, options=[("MSS", 1460)])
+        await self.send(IP(src=self.address, dst=address) / header)
+
+    def flags(self) -> list[tuple[int, str]]:
+        """Of the segments that came: for which of our ports, and the flags."""
+        return [(frame[TCP].dport, str(frame[TCP].flags)) for frame in self.hear() if frame.haslayer(TCP)]
+
+
+class Live:
+    """A running driver and what it told."""
+
+    def __init__(self, driver: Driver, nursery: trio.Nursery) -> None:
+        self.driver = driver
+        self.events: list[Event] = []
+        self._nursery = nursery
+
+    async def attach(self, mac: str = GUEST_MAC, address: str = GUEST) -> LiveGuest:
+        """One more guest, on a link of its own."""
+        link = MemoryLink(mac)
+        self._nursery.start_soon(self.driver.serve, link)
+        await settled()
+        return LiveGuest(link, mac, address)
+
+    def told(self, kind: type[E]) -> list[E]:
+        """All events of a kind so far."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def wait_for(self, kind: type[E], number: int = 1) -> list[E]:
+        """The same once there are so many."""
+        for _ in range(int(LIMIT * 1000)):
+            if len(found := self.told(kind)) >= number:
+                return found
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        raise AssertionError(f"{number} events of {kind.__name__} did not come: {self.events}")
+
+
+class NoUpstream:
+    """A resolver nobody may ask."""
+
+    async def ask(self, message: bytes) -> bytes | None:
+        raise AssertionError(f"asked upstream: {message!r}")
+
+
+async def settled() -> None:
+    """Let every task do what it has to do."""
+    await trio.testing.wait_all_tasks_blocked(0.002)
+
+
+@asynccontextmanager
+async def running(
+    *rules: str,
+    spec: NetworkSpec | None = None,
+    hooks: Hooks | None = None,
+    may_allow: bool = False,
+    deadline: float = 5.0,
+) -> AsyncIterator[Live]:
+    """A gateway under a list for the time of the block; afterwards every host socket is closed."""
+    box: list[Live] = []
+    driver = Driver(
+        network_settings(),
+        resolver=NoUpstream(),
+        policy=(spec or NetworkSpec.enabled(rules)).policy(),
+        hooks=HookRunner(hooks, may_allow=may_allow, deadline=deadline) if hooks else None,
+        event_sink=lambda event, _now: box[0].events.append(event),
+    )
+    async with trio.open_nursery() as nursery:
+        box.append(Live(driver, nursery))
+        await nursery.start(driver.run)
+        yield box[0]
+        nursery.cancel_scope.cancel()
+    assert len(driver.sockets) == 0
+
+
+@contextlib.contextmanager
+def listener() -> Iterator[tuple[socket.socket, int]]:
+    """A TCP server on the loopback that accepts what comes; its socket and port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server, server.getsockname()[1]
+
+
+def accepted(server: socket.socket) -> int:
+    """How many connections have come to a listener since the last look."""
+    count = 0
+    while True:
+        try:
+            connection, _ = server.accept()
+        except BlockingIOError:
+            return count
+        connection.close()
+        count += 1
