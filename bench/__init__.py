@@ -7,6 +7,7 @@ plays the host, with the services the guest talks to on an address of its own, s
     load.c -> kernel -> TAP -> [bridge.c ->] the stack under test -> 198.51.100.10, serve.c
 
 `lab.py` makes and removes all that, `peers.py` knows how each stack is started, `rows.py` what is measured,
-`report.py` how it is told. For each row every peer is measured in turn, round after round (A B C A B C ...), so that
+`rules.py` what of it a list of rules is measured by, `report.py` how it is told.
+For each row every peer is measured in turn, round after round (A B C A B C ...), so that
 what else the machine does meets all of them; the ratios are medians of the ratios within each round.
 """

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -19,9 +20,11 @@ from bench import report
 from bench.lab import BenchError, Session, Tools, remove_leftovers
 from bench.peers import DEFAULT_PEERS, PEERS, Peer
 from bench.rows import ROWS, Row, Sample
+from bench.rules import GROUPS, Group
 
 DESCRIPTORS: Final = 65_536
 """Open files allowed to the load and to the stacks: 1,000 flows are as many host sockets."""
+KNOWN_ROWS: Final = (*ROWS, *(name for group in GROUPS for name in group.rows))
 QUICK: Final = (1.0, 1)
 """Seconds and rounds of --quick."""
 
@@ -103,7 +106,10 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rows", help=f"Comma-separated, or all (the default): {', '.join(ROWS)}.")
+@click.option(
+    "--rows",
+    help=f"Comma-separated, or all: {', '.join(KNOWN_ROWS)}. Default: all, without rules-* where peers are named.",
+)
 @click.option(
     "--peers",
     help=f"Comma-separated, or all: {', '.join(PEERS)}. The first is compared with the others. Default: those of "
@@ -126,10 +132,13 @@ def main(
     """Measure what a guest gets out of netstack, next to other user-mode network stacks."""
     if quick:
         seconds, rounds = QUICK
-    wanted = [ROWS[name] for name in _choose("--rows", rows, list(ROWS), list(ROWS))]
+    wanted = _choose("--rows", rows, KNOWN_ROWS, KNOWN_ROWS if peers is None else list(ROWS))
     names = _choose("--peers", peers, list(PEERS), DEFAULT_PEERS)
-    versions = _present(names, asked_for=peers not in (None, "all"))
-    chosen = [PEERS[name] for name in versions]
+    versions = _present(names, asked_for=peers not in (None, "all")) if set(wanted) & set(ROWS) else {}
+    groups = [Group(ROWS, tuple(PEERS[name] for name in versions)), *GROUPS]
+    groups = [
+        replace(group, rows={name: group.rows[name] for name in wanted if name in group.rows}) for group in groups
+    ]
     if os.geteuid() != 0:
         raise click.ClickException("network namespaces and TAP devices need root: sudo make bench")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -140,22 +149,31 @@ def main(
     signal.signal(signal.SIGINT, _stop)
     options = {"seconds": seconds, "rounds": rounds, "mtu": mtu}
     host = report.machine()
-    results: dict[str, report.RowResult] = {}
+    documents = []
+    failed = False
     try:
         remove_leftovers()
         with contextlib.closing(Tools()) as tools:
-            for row in wanted:
-                turns = measure(row, chosen, tools, mtu=mtu, seconds=seconds, rounds=rounds)
-                results[row.name] = report.summarise(row, turns, chosen[0].name)
+            for group in groups:
+                if not group.rows:
+                    continue
+                results: dict[str, report.RowResult] = {}
+                for row in group.rows.values():
+                    turns = measure(row, group.peers, tools, mtu=mtu, seconds=seconds, rounds=rounds)
+                    results[row.name] = report.summarise(row, turns, group.peers[0].name)
+                versions = {peer.name: versions.get(peer.name) or peer.version() for peer in group.peers}
+                console = report.output_console(len(group.peers))
+                console.print(report.table(results, group.peers, host, options))
+                for line in report.notes(results, versions):
+                    console.print(line, style="dim", highlight=False, soft_wrap=True)
+                documents.append(report.as_json(results, group.peers, versions, options, host))
+                failed = failed or any(result.failures for result in results.values())
     except BenchError as error:
         raise click.ClickException(str(error)) from error
-    console = report.output_console(len(chosen))
-    console.print(report.table(results, chosen, host, options))
-    for line in report.notes(results, versions):
-        console.print(line, style="dim", highlight=False, soft_wrap=True)
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(results, chosen, versions, options, host), indent=1) + "\n")
-    if any(result.failures for result in results.values()):
+        first, *others = documents
+        json_file.write_text(json.dumps(first | ({"groups": others} if others else {}), indent=1) + "\n")
+    if failed:
         sys.exit(1)
 
 

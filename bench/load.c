@@ -5,6 +5,7 @@
  *   load tcp-recv ADDRESS SECONDS FLOWS          bytes read from a server that never stops
  *   load rr ADDRESS SECONDS                      request and response on one connection, one at a time
  *   load crr ADDRESS SECONDS CLIENTS             connect, request, response, close; CLIENTS at a time
+ *   load web ADDRESS SECONDS CLIENTS NAME        the same on port 80; the request is an HTTP head with that Host
  *   load udp-rr ADDRESS SECONDS                  one datagram each way at a time
  *   load udp-new-flow ADDRESS SECONDS LIMIT      the same, each from a new port; at most LIMIT
  *   load dns ADDRESS SECONDS IN_FLIGHT NAME      A questions; NAME "-" asks a new name each time
@@ -179,7 +180,7 @@ static int continue_attempt(int poller, int fd) {
         watch(poller, EPOLL_CTL_MOD, fd, EPOLLIN);
         return 0;
     }
-    ssize_t count = recv(fd, chunk, MESSAGE, 0);
+    ssize_t count = recv(fd, chunk + MESSAGE, MESSAGE, 0); /* the request stays as it is */
     if (count <= 0) return count < 0 && errno == EAGAIN ? 0 : -1;
     attempt->got += (size_t)count;
     return attempt->got >= MESSAGE;
@@ -377,7 +378,16 @@ int main(int argc, char **argv) {
     else if (!strcmp(command, "tcp-recv")) tcp_recv(address_of(address, SOURCE_PORT), seconds, number);
     else if (!strcmp(command, "rr")) request_response(address_of(address, ECHO_PORT), seconds);
     else if (!strcmp(command, "crr")) connect_request_response(address_of(address, ECHO_PORT), seconds, number);
-    else if (!strcmp(command, "udp-rr")) udp_request_response(address_of(address, ECHO_PORT), seconds, 0);
+    else if (!strcmp(command, "web") && argc > 5) {
+        /* A whole HTTP head that says the name, filled up to the size of a message. */
+        char head[MESSAGE + 1];
+        int length = snprintf(head, sizeof head, "GET / HTTP/1.1\r\nHost: %s\r\nX: ", argv[5]);
+        if (length + 5 > MESSAGE) return 2;
+        memset(chunk, 'x', MESSAGE);
+        memcpy(chunk, head, (size_t)length);
+        memcpy(chunk + MESSAGE - 4, "\r\n\r\n", 4);
+        connect_request_response(address_of(address, WEB_PORT), seconds, number);
+    } else if (!strcmp(command, "udp-rr")) udp_request_response(address_of(address, ECHO_PORT), seconds, 0);
     else if (!strcmp(command, "udp-new-flow")) udp_request_response(address_of(address, ECHO_PORT), seconds, (uint64_t)number);
     else if (!strcmp(command, "dns") && argc > 5) dns(address_of(address, DNS_PORT), seconds, number, argv[5]);
     else if (!strcmp(command, "first-echo")) first_echo(address_of(address, ECHO_PORT), seconds);

@@ -24,6 +24,7 @@ enum {
     SOURCE_PORT = 7002,
     ECHO_PORT = 7003, /* TCP and UDP */
     DNS_PORT = 53,
+    WEB_PORT = 80, /* where a policy reads the name: the request is an HTTP head of MESSAGE bytes, which is echoed */
     MESSAGE = 64, /* bytes of a request and of its response */
     CHUNK = 256 << 10,
     EVENTS = 256,

@@ -48,8 +48,9 @@ def _start_netstack(session: Session, *options: str) -> None:
     )  # fmt: skip
 
 
-def _netstack_unixgram(session: Session) -> None:
-    _bridge_unixgram(session, lambda path: _start_netstack(session, "--listen-vfkit", f"unixgram://{path}"))
+def netstack_unixgram(session: Session, *options: str) -> None:
+    """Start netstack on a datagram socket, with more options if there are."""
+    _bridge_unixgram(session, lambda path: _start_netstack(session, "--listen-vfkit", f"unixgram://{path}", *options))
 
 
 def _netstack_stream(session: Session) -> None:
@@ -192,7 +193,7 @@ def _kernel_version() -> str:
 PEERS: Final = {
     peer.name: peer
     for peer in (
-        Peer(name="netstack", link="unix datagram", start=_netstack_unixgram, version=_netstack_version,
+        Peer(name="netstack", link="unix datagram", start=netstack_unixgram, version=_netstack_version,
              zone_server=GATEWAY, forwarding_server=GATEWAY),
         Peer(name="netstack-qemu", link="unix stream", start=_netstack_stream, version=_netstack_version,
              zone_server=GATEWAY, forwarding_server=GATEWAY),

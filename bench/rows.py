@@ -104,7 +104,8 @@ def _throughput(load: Callable[[Session, float], dict[str, float]]) -> Callable[
     return measure
 
 
-def _rate(result: dict[str, float]) -> Sample:
+def rate(result: dict[str, float]) -> Sample:
+    """What a load of operations has measured. Raises BenchError when not one of them succeeded."""
     if not result["operations"]:
         raise BenchError(f"not one operation succeeded, {result['errors']:.0f} failed")
     details = {key: result[key] for key in _WITH_LONGEST}
@@ -113,21 +114,21 @@ def _rate(result: dict[str, float]) -> Sample:
 
 def _operations(command: str, *arguments: int) -> Callable[[Session, Peer, float], Sample]:
     def measure(session: Session, _peer: Peer, seconds: float) -> Sample:
-        return _rate(session.load(command, seconds, *arguments))
+        return rate(session.load(command, seconds, *arguments))
 
     return measure
 
 
 def _dns_zone(in_flight: int) -> Callable[[Session, Peer, float], Sample]:
     def measure(session: Session, peer: Peer, seconds: float) -> Sample:
-        return _rate(session.load("dns", seconds, in_flight, ZONE_NAME, address=peer.zone_server or ""))
+        return rate(session.load("dns", seconds, in_flight, ZONE_NAME, address=peer.zone_server or ""))
 
     return measure
 
 
 def _dns_forwarded(in_flight: int) -> Callable[[Session, Peer, float], Sample]:
     def measure(session: Session, peer: Peer, seconds: float) -> Sample:
-        return _rate(session.load("dns", seconds, in_flight, "-", address=peer.forwarding_server or ""))
+        return rate(session.load("dns", seconds, in_flight, "-", address=peer.forwarding_server or ""))
 
     return measure
 

@@ -3,6 +3,7 @@
  *   7001/tcp  takes bytes
  *   7002/tcp  sends without end
  *   7003      TCP and UDP echo
+ *   80/tcp    the same
  *   53/udp    DNS: one A record for each name, no records of other types
  *
  * COUNTER is a file of 8 bytes: what 7001 has received in all, for a client on the same machine that maps it too.
@@ -120,8 +121,8 @@ int main(int argc, char **argv) {
     counter = map_counter(argv[2]);
     const int sink = listen_on(text, SINK_PORT, SOCK_STREAM), source = listen_on(text, SOURCE_PORT, SOCK_STREAM),
               echo = listen_on(text, ECHO_PORT, SOCK_STREAM), udp_echo = listen_on(text, ECHO_PORT, SOCK_DGRAM),
-              dns = listen_on(text, DNS_PORT, SOCK_DGRAM);
-    for (int service = 0; service < 5; service++) {
+              dns = listen_on(text, DNS_PORT, SOCK_DGRAM), web = listen_on(text, WEB_PORT, SOCK_STREAM);
+    for (int service = 0; service < 6; service++) {
         pid_t child = fork();
         if (child < 0) die("fork");
         if (child > 0) continue;
@@ -132,6 +133,7 @@ int main(int argc, char **argv) {
         case 2: serve_streams(echo, serve_echo, EPOLLIN); break;
         case 3: serve_datagrams(udp_echo, 0); break;
         case 4: serve_datagrams(dns, 1); break;
+        case 5: serve_streams(web, serve_echo, EPOLLIN); break;
         }
     }
     puts("ready");

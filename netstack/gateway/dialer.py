@@ -17,7 +17,7 @@ import trio
 from netstack.engine import effects
 from netstack.engine.effects import OpenNamed, ResolveName
 from netstack.engine.stack import Stack
-from netstack.gateway.host_sockets import HostSockets, new_stream_socket
+from netstack.gateway.host_sockets import HostSockets, address_text, new_stream_socket
 from netstack.gateway.socket_errors import failure_of
 from netstack.wire import dns as wire
 from netstack.wire import ipv4
@@ -56,6 +56,22 @@ class Dialer:
         scope = self._scopes.pop(flow, None)
         if scope is not None:
             scope.cancel()
+
+    def open_at_once(self, effect: OpenNamed, now: float) -> bool:
+        """Begin to connect a TCP flow whose name has one address, which is known: no race, and no task for it.
+
+        False when it needs more than that; then it is for `open_named`.
+        """
+        known = []
+        for qtype in self._families:
+            found = self._stack.names.known(effect.name, qtype, now)
+            if found is None:
+                return False
+            known += found
+        if len(known) != 1 or self._stack.candidate_fault(ipv4.TCP, known[0], effect.port):
+            return False
+        self._sockets.dial(effect.flow, self._stack.dialled(known[0]), effect.port, now)
+        return True
 
     async def open_named(self, effect: OpenNamed) -> None:
         """Connect a TCP flow to its name, and tell the stack what came of it, unless it is cancelled."""
@@ -189,8 +205,7 @@ class _Race:
 
 async def _connect(sock: socket.socket, address: bytes, port: int) -> int:
     """Connect; the errno, 0 for success."""
-    text = socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-    number = sock.connect_ex((text, port))
+    number = sock.connect_ex((address_text(address), port))
     if number not in (0, errno.EINPROGRESS):
         return number
     await trio.lowlevel.wait_writable(sock)

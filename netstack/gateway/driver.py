@@ -202,7 +202,8 @@ class Driver:
                 elif isinstance(effect, ResolveUpstream):
                     self._start(self._resolve, effect)
                 elif isinstance(effect, OpenNamed):
-                    self._start(self._dialer.open_named, effect)
+                    if not self._dialer.open_at_once(effect, now):
+                        self._start(self._dialer.open_named, effect)
                 elif isinstance(effect, ResolveName):
                     self._start(self._dialer.resolve_name, effect)
                 elif isinstance(effect, ConsultFlow):

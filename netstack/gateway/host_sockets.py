@@ -59,11 +59,13 @@ class _Host:
 
 
 class _Stream(_Host):
-    __slots__ = ("closing", "connecting", "ended", "shutting", "unsent")
+    __slots__ = ("address", "closing", "connecting", "ended", "shutting", "unsent")
 
     def __init__(self, flow: int, sock: socket.socket) -> None:
         super().__init__(flow, sock)
         self.connecting = True
+        self.address = b""
+        """What is dialled."""
         self.unsent: deque[bytes | memoryview] = deque()
         self.shutting = False
         self.closing = False
@@ -198,20 +200,26 @@ class HostSockets:
     # -- streams ---------------------------------------------------------------------------------------------
 
     def _open_stream(self, effect: effects.OpenStream, now: float) -> None:
+        self.dial(effect.flow, effect.address, effect.port, now)
+
+    def dial(self, flow: int, address: bytes, port: int, now: float) -> None:
+        """Begin to connect; the stack is told what came of it, and which address it was."""
         try:
-            sock = new_stream_socket(effect.address)
+            sock = new_stream_socket(address)
         except OSError as error:
-            self._stack.stream_failed(effect.flow, failure_of(error.errno), now)
+            self._stack.stream_failed(flow, failure_of(error.errno), now)
             return
         try:
-            number = sock.connect_ex((socket.inet_ntoa(effect.address), effect.port))
+            number = sock.connect_ex((address_text(address), port))
             if number in (0, errno.EINPROGRESS):
-                self._add(_Stream(effect.flow, sock), selectors.EVENT_WRITE)
+                stream = _Stream(flow, sock)
+                stream.address = address
+                self._add(stream, selectors.EVENT_WRITE)
                 return
         except OSError as error:
             number = error.errno or errno.EIO
         _close(sock)
-        self._stack.stream_failed(effect.flow, failure_of(number), now)
+        self._stack.stream_failed(flow, failure_of(number), now)
 
     def adopt(self, flow: int, sock: socket.socket) -> None:
         """Take over a connected socket for a flow whose name was dialled."""
@@ -229,7 +237,7 @@ class HostSockets:
             self._stack.stream_failed(stream.flow, failure_of(number), now)
             return
         stream.connecting = False
-        self._stack.stream_opened(stream.flow, now)
+        self._stack.stream_opened(stream.flow, now, stream.address)
         self._watch(stream, selectors.EVENT_READ, now)
 
     def _send_stream(self, effect: effects.SendStream, now: float) -> None:
@@ -470,6 +478,11 @@ class HostSockets:
         host = self._hosts.get(effect.flow)
         if host is not None:
             self._drop(host)
+
+
+def address_text(address: bytes) -> str:
+    """A packed address, 4 or 16 bytes, as the socket module takes it."""
+    return socket.inet_ntoa(address) if len(address) == 4 else socket.inet_ntop(socket.AF_INET6, address)
 
 
 def new_stream_socket(address: bytes) -> socket.socket:

@@ -119,7 +119,9 @@ def hello(
     return datagrams
 
 
-def quic_by_name(wire: PolicyWire, address: str, name: str, rule: str, datagrams: list[bytes]) -> int:
+def quic_by_name(
+    wire: PolicyWire, address: str, name: str, rule: str, datagrams: list[bytes], note: str = "address-not-answered"
+) -> int:
     """(D) The name was looked up, and the flight sent where it is; (E) one opened flow. The mapping's number."""
     assert wire.hears_nothing()
     asked = wire.asked_one(ResolveName)
@@ -136,4 +138,5 @@ def quic_by_name(wire: PolicyWire, address: str, name: str, rule: str, datagrams
     assert (event.destination, event.dialled) == ((ip(address), 443), (ip(TRUE_SITE), 443))
     assert event.verdict[:6] == (ALLOW, "quic", "name-rule", rule, name, "quic")
     assert event.guest[0] == ip(GUEST)
+    assert event.note == note
     return opened.flow

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import dns.message
 import dns.rrset
@@ -80,6 +80,10 @@ class Sockets:
 
     def __init__(self) -> None:
         self.taken: dict[int, socket.socket] = {}
+        self.dialled: list[tuple[int, bytes, int]] = []
+
+    def dial(self, flow: int, address: bytes, port: int, _now: float) -> None:
+        self.dialled.append((flow, address, port))
 
     def adopt(self, flow: int, sock: socket.socket) -> None:
         self.taken[flow] = sock
@@ -152,6 +156,45 @@ async def test_the_first_address_that_answers(bench: Make, autojump_clock: trio.
     assert one.attempts == [(FIRST, 443, 0.0)]
     assert list(one.sockets.taken) == [7]
     assert one.flushes == 1
+
+
+async def test_one_known_address_needs_no_race(bench: Make, autojump_clock: trio.testing.MockClock) -> None:
+    one = bench()
+    one.dialer._families = (1,)  # that there is no AAAA is not kept: the answer has no SOA
+    one.upstream.zone = {(NAME, "A"): [FIRST]}
+    assert not one.dialer.open_at_once(OpenNamed(7, NAME, 443), trio.current_time()), "nobody knows yet"
+    await one.dialer.addresses(NAME)
+    assert one.dialer.open_at_once(OpenNamed(7, NAME, 443), trio.current_time())
+    assert one.sockets.dialled == [(7, packed(FIRST), 443)]
+    await trio.sleep(301)
+    assert not one.dialer.open_at_once(OpenNamed(8, NAME, 443), trio.current_time()), "no longer"
+    assert len(one.sockets.dialled) == 1
+
+
+@pytest.mark.parametrize("zone", [[FIRST, SECOND], ["10.0.0.7"], []], ids=["two", "an objection", "none"])
+async def test_all_else_is_for_the_race(bench: Make, autojump_clock: trio.testing.MockClock, zone: list[str]) -> None:
+    """Conformance C15: nothing that is objected to is dialled, known or not."""
+    one = bench()
+    one.dialer._families = (1,)
+    one.upstream.zone = {(NAME, "A"): zone}
+    await one.dialer.addresses(NAME)
+    assert not one.dialer.open_at_once(OpenNamed(7, NAME, 443), trio.current_time())
+    assert one.sockets.dialled == []
+
+
+async def test_names_are_dialled_through_the_nat_table(bench: Make, autojump_clock: trio.testing.MockClock) -> None:
+    """As addresses are: what a guest reaches at the name's address without a list, it reaches by the name under one."""
+    one = bench()
+    one.dialer._families = (1,)
+    one.stack.settings = replace(one.stack.settings, nat={packed(FIRST): packed("127.0.0.1")})
+    one.upstream.zone = {(NAME, "A"): [FIRST]}
+    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    assert [attempt[:2] for attempt in one.attempts] == [("127.0.0.1", 443)]
+    assert one.stack.told == [("opened", 7, packed("127.0.0.1"))]
+    assert one.dialer.open_at_once(OpenNamed(8, NAME, 443), trio.current_time())
+    assert one.sockets.dialled == [(8, packed("127.0.0.1"), 443)]
+    await one.dialer.resolve_name(ResolveName(9, NAME, 443))
+    assert one.stack.told[-1] == ("resolved", 9, packed("127.0.0.1"))
 
 
 async def test_families_take_turns(bench: Make, autojump_clock: trio.testing.MockClock) -> None:

@@ -55,8 +55,9 @@ class Recorder:
         self.taken: dict[int, int] = {}
         self.received: dict[int, bytes] = {}
 
-    def stream_opened(self, flow: int, now: float) -> None:
+    def stream_opened(self, flow: int, now: float, address: bytes) -> None:
         assert now == NOW
+        assert address == bytes((127, 0, 0, 1)), "what was dialled"
         self.said.append(("opened", flow))
 
     def stream_failed(self, flow: int, failure: int, now: float) -> None:

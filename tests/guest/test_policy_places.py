@@ -6,10 +6,13 @@ kernel's count) nor arrived anywhere (every address of this Internet is listened
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from .lab import wait_until
 from .open_internet import (
     ATTACKER,
     AZURE,
@@ -164,3 +167,38 @@ def test_C17_a_synthetic_address_and_another_name(synthetic: Guest) -> None:
         opened, refused = synthetic.told(2)
         assert opened["event"] == "flow_opened"
         assert (refused["reason_code"], refused["told"]) == ("name-disagrees-with-address", told)
+
+
+# -- I8 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_I8_a_storm_of_reloads(internet: OpenInternet, tmp_path: Path) -> None:
+    """Good files and bad ones, faster than anybody reads them: the last good one is in force, live flows live on."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"policy: {{allow_net: [real.test, '{SITE_TOO}:8080']}}")
+    one = start_guest(internet, "--config", str(file))
+    process = one.network.gateway.process
+    with one.reaches(f"{SITE_TOO}:8080", "address-rule"):
+        kept = one.connect(SITE_TOO, 8080)
+    assert kept.recv(100) == BANNER
+    for turn in range(150):
+        rules = [f"'{SITE_TOO}:8080'", f"n{turn}.test", "'*.com'" if turn % 3 == 0 else "10.0.0.0/8"]
+        file.write_text("policy: {allow_net: [" if turn % 5 == 0 else f"policy: {{allow_net: [{', '.join(rules)}]}}")
+        process.signal(signal.SIGHUP)
+        if turn % 50 == 0:
+            kept.sendall(b"still here")
+            assert kept.recv(100) == b"still here"
+    file.write_text(f"policy: {{allow_net: [other.test, '{SITE_TOO}:8080', 10.1.0.0/16, 10.2.0.0/16]}}")
+    process.signal(signal.SIGHUP)
+    replaced = one.network.gateway.events
+    wait_until(lambda: any(event["rules"] == 4 for event in replaced("policy_replaced")), "the last policy")
+    events = one.network.gateway.events("policy_replaced")
+    assert [event["generation"] for event in events] == list(range(2, len(events) + 2)), "each told once, in order"
+    kept.sendall(b"still here")
+    assert kept.recv(100) == b"still here"
+    kept.close()
+    with one.reaches(f"{SITE}:80", "name-rule", name="other.test"):
+        assert one.curl("http://other.test/")[0] == 0
+    with one.refused("http", "name-not-allowed", "forbidden", name="real.test", generation=len(events) + 1):
+        assert "403" in one.curl("-w", "%{http_code}", "--resolve", f"real.test:80:{SITE}", "http://real.test/")[1]
+    one.network.close()
