@@ -93,7 +93,7 @@ class EchoFlows:
         elif not self._judge.consults:
             self._send(request, verdict, now)
         else:
-            until, approval = self._approved.get((header.source, header.destination), (0.0, verdict))
+            until, approval = self._approved.get((header.source, header.destination), (-inf, verdict))
             if now <= until:
                 self._send(request, approval, now)
             elif len(self._asking) < MAX_ASKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from itertools import islice
 from math import inf
 from typing import Final
 
@@ -37,7 +38,8 @@ from netstack.wire import icmp, ipv4, tcp
 MAX_HALF_OPEN: Final = 4096
 """Flows whose dial or handshake is not complete; beyond, the oldest is reset to make room (conformance F1)."""
 MAX_PEEKING: Final = 1024
-"""Flows that have not said their name yet; further ones are reset."""
+"""Flows that have not said their name yet; further ones are reset, unless one of the oldest has shaken no hands yet."""
+_LOOKED_AT: Final = 32
 MAX_WAITING_BYTES: Final = 64 << 20
 """Bytes of guests that wait for a verdict or for the dial of a name, of all flows together."""
 READ_AGAIN: Final = 16 * 1024
@@ -218,23 +220,27 @@ class TcpFlows:
     def _no_room(self, verdict: Verdict, now: float) -> str:
         """Why there cannot be one flow more, whoever allows it; empty when there can."""
         if verdict.action == PEEK and len(self._peeking) >= MAX_PEEKING:
-            return "too-many-unnamed-flows"
+            # A SYN flood does not keep out who means it (conformance F1).
+            oldest = islice(self._peeking.values(), _LOOKED_AT)
+            silent = next((flow for flow in oldest if flow.id in self._half_open), None)
+            if silent is None:
+                return "too-many-unnamed-flows"
+            self._evict_half_open(silent, now)
         return "" if self._make_room(now) else "table-full"
 
     def _make_room(self, now: float) -> bool:
         """Room for one more: a connection in TIME-WAIT goes first, then the oldest that was never completed."""
         if len(self._half_open) >= MAX_HALF_OPEN:
-            self._evict_half_open(now)
+            self._evict_half_open(next(iter(self._half_open.values())), now)
         if len(self.table) < self._settings.max_tcp_flows:
             return True
         if self._time_wait:
             self._forget(next(iter(self._time_wait.values())))
         elif self._half_open:
-            self._evict_half_open(now)
+            self._evict_half_open(next(iter(self._half_open.values())), now)
         return len(self.table) < self._settings.max_tcp_flows
 
-    def _evict_half_open(self, now: float) -> None:
-        flow = next(iter(self._half_open.values()))
+    def _evict_half_open(self, flow: TcpFlow, now: float) -> None:
         self._outbox.drop("tcp-half-open-evicted")
         flow.connection.abort()
         self._abandon(flow, "evicted", now)

@@ -203,9 +203,7 @@ def test_D4_many_at_once(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp_flows, "MAX_PEEKING", 50)
     wire = guest(NAME, "10.0.0.0/8")
     for _ in range(50):
-        wire.connection(ATTACKER, 443).syn()
-    wire.hear()
-    assert wire.asks_nothing()
+        peeked(wire, ATTACKER)
     refused_at_syn(wire, SITE, 443, "too-many-unnamed-flows")
     dialled_as_is(wire, "10.0.0.1", 443, "address-rule", "10.0.0.0/8")
     wire.wait(DEADLINE + 0.1)
