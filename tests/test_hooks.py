@@ -122,7 +122,7 @@ async def test_f14_one_that_raises_refuses_that_flow(problem: BaseException, may
 @pytest.mark.parametrize(
     "nonsense",
     [True, False, "allow", 0, object(), Decision, [allow()], Decision(True, 5), Decision(False, None)],  # type: ignore[arg-type]  # nonsense on purpose
-    ids=str,
+    ids=["True", "False", "text", "0", "object", "the class", "a list", "reason 5", "reason None"],
 )
 async def test_f14_one_that_returns_nonsense_refuses_that_flow(nonsense: object) -> None:
     runner = HookRunner(Says(nonsense), may_allow=True)

@@ -103,7 +103,7 @@ async def test_F14_others_go_on_while_one_hangs(mock_clock: trio.testing.MockClo
             assert not live.told(FlowRefused)
             mock_clock.jump(5)
             await settled()
-            assert guest.flags()[0] == (40_001, "RA")
+            assert (40_001, "RA") in guest.flags(), "beside the other's SYN-ACK, sent again, whichever is first"
             assert [event.verdict.reason for event in live.told(FlowRefused)] == ["hook-timeout"]
 
 

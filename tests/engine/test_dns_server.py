@@ -322,6 +322,16 @@ def test_long_extended_errors_give_way_to_records() -> None:
         query().to_wire(),
         header(0x8180, (0, 0, 0, 0)),
     ],
+    ids=[
+        "empty",
+        "short",
+        "other id",
+        "count of answers without an answer",
+        "other name",
+        "other type",
+        "a question",
+        "no question",
+    ],
 )
 def test_upstream_nonsense_is_servfail(message: bytes) -> None:
     gateway = Gateway()

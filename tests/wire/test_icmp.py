@@ -102,6 +102,18 @@ def test_options_of_the_quoted_packet_are_passed_over() -> None:
         (samples.transport(ICMP(type=3, code=3) / Raw(b"\x44" + bytes(39))), "icmp-quote"),
         (samples.transport(ICMP(type=3, code=3) / Raw(samples.IPV4_MESSAGES["fragment"])), "icmp-quote"),
     ],
+    ids=[
+        "seven bytes",
+        "damaged",
+        "echo with a code",
+        "timestamp",
+        "redirect",
+        "no quote",
+        "short quote",
+        "quote of version 6",
+        "quote with a short header",
+        "quote of a fragment",
+    ],
 )
 def test_faults_have_reasons(message: bytes, reason: str) -> None:
     assert icmp.parse(message, verify_checksum=True) == reason
