@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -27,8 +28,9 @@ from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
-from netstack.gateway.dialer import AnswersDns, Dialer
+from netstack.gateway.dialer import Dialer
 from netstack.gateway.host_sockets import HostSockets
+from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
 
 _Asked = TypeVar("_Asked")
@@ -100,6 +102,7 @@ class Driver:
                 nursery.start_soon(self._watch_host_sockets)
                 nursery.start_soon(self._watch_time)
                 nursery.start_soon(self._send_more)
+                nursery.start_soon(self._resolver.run, self.flush)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
@@ -200,7 +203,8 @@ class Driver:
                     if self._event_sink is not None:
                         self._event_sink(effect.event, now)
                 elif isinstance(effect, ResolveUpstream):
-                    self._start(self._resolve, effect)
+                    if not self._resolver.begin(effect.message, partial(self._resolved, effect.query)):
+                        self._start(self._resolve, effect)
                 elif isinstance(effect, OpenNamed):
                     if not self._dialer.open_at_once(effect, now):
                         self._start(self._dialer.open_named, effect)
@@ -260,6 +264,8 @@ class Driver:
         self.stack.note_drop(f"switch-{reason.replace(' ', '-').replace(chr(39), '').lower()}")
 
     async def _resolve(self, effect: ResolveUpstream) -> None:
-        answer = await self._resolver.ask(effect.message)
-        self.stack.dns_resolved(effect.query, answer, trio.current_time())
+        self._resolved(effect.query, await self._resolver.ask(effect.message))
         self.flush()
+
+    def _resolved(self, query: int, answer: bytes | None) -> None:
+        self.stack.dns_resolved(query, answer, trio.current_time())

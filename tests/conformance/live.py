@@ -19,6 +19,7 @@ from guest_iface.link import Link, LinkCapabilities, LinkClosed, LinkCounters
 from netstack.config import network_settings
 from netstack.engine.events import Event
 from netstack.gateway.driver import Driver
+from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner, Hooks
 from netstack.network_spec import NetworkSpec
 
@@ -128,7 +129,7 @@ class Live:
         raise AssertionError(f"{number} events of {kind.__name__} did not come: {self.events}")
 
 
-class NoUpstream:
+class NoUpstream(AnswersDns):
     """A resolver nobody may ask."""
 
     async def ask(self, message: bytes) -> bytes | None:

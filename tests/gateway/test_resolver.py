@@ -42,6 +42,37 @@ from netstack.gateway.resolver import (
 ADDRESS = "192.0.2.1"
 
 
+class Begins(Resolver):
+    """Asks as the driver does: without a task where that is possible."""
+
+    _runs = False
+
+    async def ask(self, message: bytes) -> bytes | None:
+        if not self._runs:
+            self._runs = True
+            trio.lowlevel.spawn_system_task(self.run, lambda: None)
+            await trio.testing.wait_all_tasks_blocked()
+        over = trio.Event()
+        answers: list[bytes | None] = []
+
+        def done(answer: bytes | None) -> None:
+            answers.append(answer)
+            over.set()
+
+        if not self.begin(message, done):
+            return await super().ask(message)
+        await over.wait()
+        assert len(answers) == 1
+        return answers[0]
+
+
+@pytest.fixture(autouse=True, params=["ask", "begin"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is said of both ways."""
+    if request.param == "begin":
+        monkeypatch.setitem(globals(), "Resolver", Begins)
+
+
 @pytest.fixture
 def clock() -> trio.testing.MockClock:
     """Jumps to the next deadline when nothing has happened for 20 ms of real time: loopback is faster than that."""
