@@ -6,7 +6,7 @@ one task waits for it. What is more than one datagram there and one back is for 
 
 from __future__ import annotations
 
-import secrets
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class Exchanges:
         """
         if self._poll is None:
             raise RuntimeError("nobody waits for answers")
-        query = secrets.token_bytes(2) + message[2:]
+        query = os.urandom(2) + message[2:]
         sock = open_connected(server)
         try:
             sock.send(query)
