@@ -37,6 +37,7 @@ _Asked = TypeVar("_Asked")
 
 MAX_BACKLOG: Final = 256
 """Frames a link may have waiting before its guests' bulk data is held back in the engine, where nothing is lost."""
+_NOBODY: Final[frozenset[bytes]] = frozenset()
 FRAMES_PER_FLUSH: Final = 256
 """Frames with bulk data in one batch; then others are heard."""
 
@@ -184,11 +185,13 @@ class Driver:
 
     def _held(self, now: float) -> frozenset[bytes]:
         """The MACs on links that are behind. One guest that does not read holds back nobody else."""
-        behind = {port: each for port, each in self._attached.items() if each.link.backlog >= MAX_BACKLOG}
-        if not behind:
-            return frozenset()
-        for attached in behind.values():
-            attached.behind.set()
+        behind = None
+        for port, attached in self._attached.items():
+            if attached.link.backlog >= MAX_BACKLOG:
+                attached.behind.set()
+                behind = {port} if behind is None else behind | {port}
+        if behind is None:
+            return _NOBODY
         return frozenset(entry.mac for entry in self.switch.table(now) if entry.port in behind)
 
     def flush(self) -> None:
