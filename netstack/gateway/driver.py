@@ -6,6 +6,7 @@ Everything between a wake-up and the frames it leads to is plain calls: `flush` 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -37,6 +38,8 @@ _Asked = TypeVar("_Asked")
 
 MAX_BACKLOG: Final = 256
 """Frames a link may have waiting before its guests' bulk data is held back in the engine, where nothing is lost."""
+TICK: Final = 0.002
+"""Seconds by which a timer may be late: what falls due while there is traffic needs no wake-up of its own."""
 _NOBODY: Final[frozenset[bytes]] = frozenset()
 FRAMES_PER_FLUSH: Final = 256
 """Frames with bulk data in one batch; then others are heard."""
@@ -92,7 +95,8 @@ class Driver:
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
         self._nursery: trio.Nursery | None = None
-        self._timer = trio.CancelScope()
+        self._alarm = trio.CancelScope()
+        self._due = math.inf
         self._more = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -161,9 +165,8 @@ class Driver:
 
     async def _watch_time(self) -> None:
         while True:
-            with trio.CancelScope(deadline=self.stack.next_deadline()) as self._timer:
+            with trio.CancelScope(deadline=max(self._due, trio.current_time() + TICK)) as self._alarm:
                 await trio.sleep_forever()
-            self.stack.advance(trio.current_time())
             self.flush()
 
     async def _send_more(self) -> None:
@@ -195,9 +198,11 @@ class Driver:
         return frozenset(entry.mac for entry in self.switch.table(now) if entry.port in behind)
 
     def flush(self) -> None:
-        """Carry out what the engine asks, send what it has for the guests, and set the alarm for the next deadline."""
+        """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm."""
         stack = self.stack
         now = trio.current_time()
+        if self._due <= now:
+            stack.advance(now)
         perform = self.sockets.perform
         asked = stack.take_effects(now)
         while asked:
@@ -227,9 +232,11 @@ class Driver:
             self.switch.egress(frames)
         if stack.frames_wait:
             self._more.set()
-        deadline = stack.next_deadline()
-        if deadline < self._timer.deadline:  # moving it costs; one that comes too early only looks around
-            self._timer.deadline = deadline
+        due = self._due = stack.next_deadline()
+        alarm = self._alarm.deadline
+        # Moving it costs, and so does waking for what the next flush sees anyhow.
+        if due < alarm or alarm - now < TICK / 2:
+            self._alarm.deadline = max(due, now + TICK)
 
     def _start(self, task: Callable[[_Asked], Awaitable[None]], effect: _Asked) -> None:
         if self._nursery is not None:
