@@ -7,17 +7,14 @@ one task waits for it. What is more than one datagram there and one back is for 
 from __future__ import annotations
 
 import os
-import select
 import socket
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import trio
 
+from netstack.gateway.poller import READ, Poller
 from netstack.wire import dns as wire
-
-_SWEEP: Final = 128
-"""Sockets looked at in one wake-up; then others have their turn."""
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
@@ -48,14 +45,14 @@ class Exchanges:
 
     def __init__(self) -> None:
         self.ignored = 0
-        self._poll: select.epoll | None = None
+        self._poller: Poller | None = None
         self._waiting: dict[int, _Exchange] = {}  # by descriptor, oldest first
         self._alarm = trio.CancelScope()
 
     @property
     def running(self) -> bool:
         """Whether answers are being waited for."""
-        return self._poll is not None
+        return self._poller is not None
 
     def start(
         self, server: Server, message: bytes, deadline: float, done: Callable[[bytes | OSError | None], None]
@@ -64,13 +61,13 @@ class Exchanges:
 
         `done` gets the answer, the error that came instead, or None when `deadline` (trio's clock) has passed.
         """
-        if self._poll is None:
+        if self._poller is None:
             raise RuntimeError("nobody waits for answers")
         query = os.urandom(2) + message[2:]
         sock = open_connected(server)
         try:
             sock.send(query)
-            self._poll.register(sock.fileno(), select.EPOLLIN)
+            self._poller.register(sock.fileno(), READ)
         except OSError:
             sock.close()
             raise
@@ -80,21 +77,21 @@ class Exchanges:
 
     async def run(self, told: Callable[[], None]) -> None:
         """Wait for answers until cancelled; then forget all questions. `told` is called after one or more `done`."""
-        self._poll = poll = select.epoll()
+        self._poller = poller = Poller()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_time, told)
                 while True:
-                    await trio.lowlevel.wait_readable(poll)
-                    for descriptor, _ in poll.poll(0, _SWEEP):
+                    await trio.lowlevel.wait_readable(poller)
+                    for descriptor, _ in poller.poll():
                         self._receive(descriptor)
                     told()
         finally:
-            self._poll = None
+            self._poller = None
             for exchange in self._waiting.values():
                 exchange.sock.close()
             self._waiting.clear()
-            poll.close()
+            poller.close()
 
     def _receive(self, descriptor: int) -> None:
         exchange = self._waiting[descriptor]
@@ -113,7 +110,9 @@ class Exchanges:
 
     def _end(self, descriptor: int, exchange: _Exchange, answer: bytes | OSError | None) -> None:
         del self._waiting[descriptor]
-        exchange.sock.close()  # which takes it out of the selector, too
+        if self._poller is not None:
+            self._poller.unregister(descriptor)
+        exchange.sock.close()
         exchange.done(answer)
 
     async def _watch_time(self, told: Callable[[], None]) -> None:
