@@ -15,6 +15,7 @@ over after 10 s: the 1024 slow questions that one guest may have under way take 
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import secrets
 import socket
@@ -25,6 +26,8 @@ from typing import Final, NamedTuple
 import trio
 
 from netstack.wire import dns as wire
+
+log = logging.getLogger(__name__)
 
 DEADLINE: Final = 10.0
 """Seconds from a question to its answer or None, waiting for a place included. Twice a stub's usual patience."""
@@ -42,6 +45,8 @@ _DNS_PORT: Final = 53
 _MAX_SERVERS: Final = 3  # glibc's MAXNS
 _MAX_FILE: Final = 65536
 _CHECK_INTERVAL: Final = 1.0
+WARN_AGAIN: Final = 60.0
+"""Seconds between two warnings that no server answers."""
 _FIRST_PENALTY: Final = 5.0
 _MAX_PENALTY: Final = 60.0
 _MAX_FAILURES: Final = 10  # counted no further: the penalty has long stopped growing
@@ -178,6 +183,8 @@ class Resolver:
         self._file_state: tuple[int, ...] | None = None
         self._health: dict[Server, _Health] = {}
         self._configuration = Configuration(())
+        self._silent = False
+        self._warned = -math.inf
         if given:
             self._use(Configuration(given))
 
@@ -195,7 +202,23 @@ class Resolver:
         answer = search.best()
         if answer is None:
             self.unanswered += 1
+        self._tell_silence()
         return answer
+
+    def _tell_silence(self) -> None:
+        """Say when there is nobody left who answers, and when there is again: guests are only told SERVFAIL."""
+        servers = self._configuration.servers
+        silent = all(self._health[server].failures for server in servers)
+        now = trio.current_time()
+        if silent and now - self._warned >= WARN_AGAIN:
+            self._silent = True
+            self._warned = now
+            shown = ", ".join(_shown(server) for server in servers)
+            what = f"no DNS server answers (asked: {shown})" if shown else "there is no DNS server to ask"
+            log.warning("%s: guests are told SERVFAIL, and names cannot be dialled", what)
+        elif self._silent and not silent:
+            self._silent = False
+            log.warning("DNS servers answer again")
 
     async def _search(self, search: _Search) -> None:
         """Ask server after server until one has an answer to go with."""
@@ -362,6 +385,11 @@ async def _ask_tcp(server: Server, message: bytes) -> bytes | None:
             return None
     answer = bytes(held[2 : 2 + int.from_bytes(held[:2], "big")])
     return answer if wire.answers_question(answer, query) else None
+
+
+def _shown(server: Server) -> str:
+    host, port = server.address[:2]
+    return f"[{host}]:{port}" if server.family == socket.AF_INET6 else f"{host}:{port}"
 
 
 def _has_additional(message: bytes) -> bool:
