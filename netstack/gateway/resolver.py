@@ -195,6 +195,7 @@ class Resolver:
         no server gave the whole of it over TCP.
         """
         self.asked += 1
+        asked = trio.current_time()
         self._refresh()
         search = _Search(message)
         with trio.move_on_after(DEADLINE):
@@ -202,23 +203,23 @@ class Resolver:
         answer = search.best()
         if answer is None:
             self.unanswered += 1
-        self._tell_silence()
+            self._tell_silence(asked)
+        elif self._silent:
+            self._silent = False
+            log.warning("a DNS server answers again")
         return answer
 
-    def _tell_silence(self) -> None:
-        """Say when there is nobody left who answers, and when there is again: guests are only told SERVFAIL."""
-        servers = self._configuration.servers
-        silent = all(self._health[server].failures for server in servers)
+    def _tell_silence(self, since: float) -> None:
+        """Say it when nobody has answered anything since a question was asked: guests are only told SERVFAIL."""
         now = trio.current_time()
-        if silent and now - self._warned >= WARN_AGAIN:
-            self._silent = True
-            self._warned = now
-            shown = ", ".join(_shown(server) for server in servers)
-            what = f"no DNS server answers (asked: {shown})" if shown else "there is no DNS server to ask"
-            log.warning("%s: guests are told SERVFAIL, and names cannot be dialled", what)
-        elif self._silent and not silent:
-            self._silent = False
-            log.warning("DNS servers answer again")
+        servers = self._configuration.servers
+        if now - self._warned < WARN_AGAIN or any(self._health[server].last_answer >= since for server in servers):
+            return
+        self._silent = True
+        self._warned = now
+        shown = ", ".join(_shown(server) for server in servers)
+        what = f"no DNS server answers (asked: {shown})" if shown else "there is no DNS server to ask"
+        log.warning("%s: guests are told SERVFAIL, and names cannot be dialled", what)
 
     async def _search(self, search: _Search) -> None:
         """Ask server after server until one has an answer to go with."""

@@ -559,6 +559,46 @@ async def test_an_unreachable_network_is_a_failure_at_once(clock: trio.testing.M
 # resolv.conf.
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_that_nobody_answers_is_said_and_that_somebody_does_again(
+    clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, attempts: int
+) -> None:
+    """Once a minute at most, whatever guests ask for; one slow name is no matter while others are answered."""
+    well = True
+
+    async def respond(server: Upstream, message: bytes, client: tuple[str, int]) -> bytes | None:
+        return reply(message).to_wire() if well and b"slow" not in message else None
+
+    async with upstream(respond) as server:
+        resolver = Resolver([server.name])
+        resolver._configuration = resolver._configuration._replace(attempts=attempts)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolver.ask, query("slow.example."))
+            await trio.sleep(3)
+            assert await resolver.ask(query()) is not None
+        assert caplog.messages == []
+        well = False
+        for _ in range(4):
+            assert await resolver.ask(query()) is None
+        said = f"no DNS server answers (asked: {server.name}): guests are told SERVFAIL, and names cannot be dialled"
+        assert caplog.messages == [said]
+        await trio.sleep(60)
+        assert await resolver.ask(query()) is None
+        assert caplog.messages == [said, said]
+        well = True
+        for _ in range(2):
+            assert await resolver.ask(query()) is not None
+        assert caplog.messages == [said, said, "a DNS server answers again"]
+
+
+async def test_that_there_is_nobody_to_ask_is_said(
+    clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolver = Resolver(["192.0.2.1"], never_ask=["192.0.2.1"])
+    assert await resolver.ask(query()) is None
+    assert caplog.messages == ["there is no DNS server to ask: guests are told SERVFAIL, and names cannot be dialled"]
+
+
 async def test_resolv_conf_is_read_again_when_it_changes(clock: trio.testing.MockClock, tmp_path: Path) -> None:
     changes = 0
 
