@@ -20,7 +20,8 @@ from netstack.engine.dns_port import PORT as DNS_PORT
 from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.verdict import ACTION_WORDS, Verdict
 from netstack.gateway.event_log import endpoint_words
-from netstack.wire import ethernet, icmp, ipv4
+from netstack.wire import dns as wire
+from netstack.wire import ethernet, icmp, ipv4, tcp, udp
 
 MAX_WAITING: Final = 256
 """Verdicts that wait for a frame; the oldest makes room."""
@@ -68,9 +69,29 @@ class CaptureComments:
         if packet[start : start + 2] != DNS_PORT.to_bytes(2, "big"):
             return []
         guest = packet[16:20] if to_guest else packet[12:16]
-        # Several on one TCP connection may share a segment.
-        found = [place for place in self._questions if place[0] == guest and place[1] in packet]
+        messages = _dns_messages(packet)
+        found = [
+            place
+            for place in self._questions
+            if place[0] == guest and any(message.startswith(place[1], wire.HEADER) for message in messages)
+        ]
         return [self._questions.pop(place) for place in found]
+
+
+def _dns_messages(packet: bytes) -> list[bytes]:
+    """The DNS messages in a packet: one in a datagram, any number in a segment that begins with one (RFC 7766)."""
+    start = (packet[0] & 15) * 4
+    if packet[9] == ipv4.UDP:
+        return [packet[start + udp.HEADER :]]
+    if packet[9] != ipv4.TCP or len(packet) < start + tcp.HEADER:
+        return []
+    at = start + (packet[start + 12] >> 4) * 4
+    messages = []
+    while at < len(packet):
+        end = at + 2 + int.from_bytes(packet[at : at + 2], "big")
+        messages.append(packet[at + 2 : end])
+        at = end
+    return messages
 
 
 def _put(notes: dict[_Key, str], key: _Key, line: str) -> None:
