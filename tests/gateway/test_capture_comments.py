@@ -76,6 +76,16 @@ def test_words() -> None:
             assert comments.take(seen, direction) == f"netstack: {words}"
 
 
+@given(st.text(max_size=40))
+def test_a_hook_may_say_anything(text: str) -> None:
+    """Its reason, and names of any kind: one line of printable ASCII."""
+    comments = CaptureComments()
+    comments.note(refused(1, Verdict(REFUSE, "hook", text, "", text, "sni")))
+    said = comments.take(out(1), INBOUND)
+    assert said.isascii()
+    assert said.isprintable()
+
+
 def test_flows_are_told_apart() -> None:
     comments = CaptureComments()
     comments.note(refused(1))
