@@ -25,6 +25,8 @@ from netstack.wire import ethernet, icmp, ipv4, tcp, udp
 
 MAX_WAITING: Final = 256
 """Verdicts that wait for a frame; the oldest makes room."""
+MAX_MESSAGES: Final = 32
+"""DNS messages looked at in one segment."""
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -86,8 +88,8 @@ def _dns_messages(packet: bytes) -> list[bytes]:
     if packet[9] != ipv4.TCP or len(packet) < start + tcp.HEADER:
         return []
     at = start + (packet[start + 12] >> 4) * 4
-    messages = []
-    while at < len(packet):
+    messages: list[bytes] = []
+    while at < len(packet) and len(messages) < MAX_MESSAGES:
         end = at + 2 + int.from_bytes(packet[at : at + 2], "big")
         messages.append(packet[at + 2 : end])
         at = end
@@ -131,7 +133,9 @@ def _packet_key(packet: bytes, *, to_guest: bool) -> bytes:
 
 def _flow_line(event: FlowOpened | FlowRefused) -> str:
     end = f"dialled {endpoint_words(event.dialled)}" if isinstance(event, FlowOpened) else f"told {event.told}"
-    return _one_line(f"netstack: flow {event.flow} {_verdict_words(event.verdict)}; {end}")
+    verdict = event.verdict
+    name = f", {verdict.name} by {verdict.source}" if verdict.name else ""
+    return _one_line(f"netstack: flow {event.flow} {_verdict_words(verdict)}{name}; {end}")
 
 
 def _question_line(event: DnsEvent) -> str:
@@ -146,8 +150,6 @@ def _verdict_words(verdict: Verdict) -> str:
     words = f"{ACTION_WORDS[verdict.action]} at {verdict.step}: {verdict.reason}"
     if verdict.rule:
         words += f" '{verdict.rule}'"
-    if verdict.name and verdict.source != "dns":
-        words += f", {verdict.name} by {verdict.source}"
     return words
 
 

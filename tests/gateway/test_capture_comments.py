@@ -12,9 +12,15 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
 from guest_iface.capture import INBOUND, OUTBOUND
-from netstack.engine.events import DnsEvent, FlowClosed, FlowOpened, FlowRefused
+from netstack.engine.dns_server import DnsServer
+from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
+from netstack.engine.judge import Judge
+from netstack.engine.outbox import Outbox
+from netstack.engine.policy import Policy, PolicySettings
+from netstack.engine.settings import NetworkSettings
 from netstack.engine.verdict import ALLOW, REFUSE, Verdict
-from netstack.gateway.capture_comments import MAX_WAITING, CaptureComments
+from netstack.engine.zones import Zones
+from netstack.gateway.capture_comments import MAX_MESSAGES, MAX_WAITING, CaptureComments, _dns_messages
 from netstack.network_spec import NetworkSpec
 
 SITE = "93.184.216.34"
@@ -162,6 +168,32 @@ def test_questions_are_told_apart(direction: int) -> None:
     assert seen("Example.COM", guest="192.168.127.3") == seen("Example.COM", port=54) == ""
     assert seen("Example.COM") == "netstack: question Example.COM A; policy says NOERROR, 1 answers"
     assert seen("Example.COM") == ""
+
+
+@given(st.lists(st.binary(min_size=1, max_size=63), max_size=3), st.integers(0, 65_535))
+def test_any_question_of_a_guest_is_found_again(labels: list[bytes], qtype: int) -> None:
+    """As the name server tells of it, whatever bytes its name has: nothing raises, and it is found in the message."""
+    told: list[Event] = []
+    policy = Policy(PolicySettings(rules=()), NetworkSettings())
+    judge = Judge(policy, NetworkSettings(), Outbox())
+    server = DnsServer(Zones(()), told.append, judge=judge, mtu=1500)
+    name = b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
+    message = b"\0\1\1\0\0\1" + bytes(6) + name + qtype.to_bytes(2, "big") + b"\0\1"
+    server.ask(message, ip(GUEST), "udp", None, 0.0)
+    comments = CaptureComments()
+    for event in told:
+        comments.note(event)
+    said = comments.take(frame(IP(src=GUEST, dst=GATEWAY) / UDP(sport=9, dport=53) / message), INBOUND)
+    assert said.isprintable()
+    assert [event.qtype != "" for event in told if isinstance(event, DnsEvent)] == [said != ""]
+
+
+def test_a_segment_of_nothing_is_soon_read() -> None:
+    comments = CaptureComments()
+    comments.note(DnsEvent(ip(GUEST), "a.example", "A", "tcp", "policy", "NOERROR", 0, 0.0))
+    head = bytes(IP(src=GUEST, dst=GATEWAY) / TCP(sport=9, dport=53))
+    assert len(_dns_messages(head + bytes(60_000))) == MAX_MESSAGES
+    assert comments.take(bytes(12) + b"\x08\x00" + head + bytes(60_000), INBOUND) == ""
 
 
 @given(st.binary(max_size=120), st.sampled_from([INBOUND, OUTBOUND]))
