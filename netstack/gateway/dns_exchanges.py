@@ -9,21 +9,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import NamedTuple
 
 import trio
 
 from netstack.gateway.poller import READ, Poller
+from netstack.gateway.resolv_conf import Server
 from netstack.wire import dns as wire
-
-SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-
-
-class Server(NamedTuple):
-    """A DNS server's address, ready for `connect`."""
-
-    family: socket.AddressFamily
-    address: SocketAddress
 
 
 class _Exchange:

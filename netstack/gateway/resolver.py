@@ -18,6 +18,7 @@ over after 10 s: the 1024 slow questions that one guest may have under way take 
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import secrets
 import socket
@@ -25,29 +26,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
-from netstack.gateway.dns_exchanges import Exchanges, Server, open_connected
+from netstack.gateway.dns_exchanges import Exchanges, open_connected
+from netstack.gateway.resolv_conf import Configuration, Server, parse_resolv_conf, parse_server, shown
 from netstack.wire import dns as wire
+
+log = logging.getLogger(__name__)
 
 DEADLINE: Final = 10.0
 """Seconds from a question to its answer or None, waiting for a place included. Twice a stub's usual patience."""
-TIMEOUT: Final = 2.0
-"""Seconds a server has before the next is asked, doubled each round. Less than resolv.conf's 5, after which a guest
-would have given up before the second server was asked."""
-MAX_TIMEOUT: Final = 5.0
-ATTEMPTS: Final = 2
-MAX_ATTEMPTS: Final = 5
 TCP_TIMEOUT: Final = 5.0
 MAX_IN_FLIGHT: Final = 512
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
-_DNS_PORT: Final = 53
-_MAX_SERVERS: Final = 3  # glibc's MAXNS
 _MAX_FILE: Final = 65536
 _CHECK_INTERVAL: Final = 1.0
+WARN_AGAIN: Final = 60.0
+"""Seconds between two warnings that no server answers."""
 _FIRST_PENALTY: Final = 5.0
 _MAX_PENALTY: Final = 60.0
 _MAX_FAILURES: Final = 10  # counted no further: the penalty has long stopped growing
@@ -56,64 +54,6 @@ _FAILURES: Final = (wire.SERVFAIL, wire.NOTIMP, wire.REFUSED)
 _NOT_AT_ONCE: Final = (*_FAILURES, wire.FORMERR)
 # Our own trouble, which says nothing about the server.
 _LOCAL_ERRORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
-
-
-class Configuration(NamedTuple):
-    """Whom to ask and how. `timeout` in seconds, `attempts` in rounds over all servers, `rotate`: they take turns."""
-
-    servers: tuple[Server, ...]
-    timeout: float = TIMEOUT
-    attempts: int = ATTEMPTS
-    rotate: bool = False
-
-
-LOCALHOST: Final = Server(socket.AF_INET, ("127.0.0.1", _DNS_PORT))
-
-
-def parse_server(text: str) -> Server:
-    """Read `192.0.2.1`, `192.0.2.1:5353`, `2001:db8::1`, `fe80::1%eth0` or `[2001:db8::1]:5353`. Raises ValueError."""
-    host, port = text, str(_DNS_PORT)
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text!r} is no server: an IPv6 address with a port is written [ADDRESS]:PORT")
-        port = rest[1:] or port
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"{text!r} is no server: ports are 1 to 65535")
-    try:
-        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        family, _, _, _, address = socket.getaddrinfo(host or "-", int(port), type=socket.SOCK_DGRAM, flags=flags)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise ValueError(f"{text!r} is no server: {host!r} is no IP address") from error
-    if family == socket.AF_INET and address[0] != host:
-        raise ValueError(f"{text!r} is no server: an IPv4 address has four decimal numbers")
-    return Server(family, address)  # type: ignore[arg-type]  # numeric hosts are IPv4 or IPv6, never (int, bytes)
-
-
-def parse_resolv_conf(text: str) -> Configuration:
-    """Read resolv.conf(5) as glibc does: at most three servers, 127.0.0.1 when it names none; nonsense is skipped."""
-    servers: list[Server] = []
-    timeout, attempts, rotate = TIMEOUT, ATTEMPTS, False
-    for line in text.splitlines():
-        word, *rest = line.split() or [""]
-        if word == "nameserver" and rest and len(servers) < _MAX_SERVERS:
-            try:
-                server = parse_server(rest[0])
-            except ValueError:
-                continue
-            servers.append(server)
-        elif word == "options":
-            for option in rest:
-                name, _, value = option.partition(":")
-                if name == "rotate":
-                    rotate = True
-                elif name == "timeout" and value.isascii() and value.isdigit():
-                    timeout = min(max(float(value), 1.0), MAX_TIMEOUT)
-                elif name == "attempts" and value.isascii() and value.isdigit():
-                    attempts = min(max(int(value), 1), MAX_ATTEMPTS)
-    return Configuration(tuple(servers) or (LOCALHOST,), timeout, attempts, rotate)
 
 
 class _Health:
@@ -197,6 +137,8 @@ class Resolver(AnswersDns):
         self._file_state: tuple[int, ...] | None = None
         self._health: dict[Server, _Health] = {}
         self._configuration = Configuration(())
+        self._silent = False
+        self._warned = -math.inf
         if given:
             self._use(Configuration(given))
 
@@ -254,32 +196,33 @@ class Resolver(AnswersDns):
         if isinstance(answer, bytes):
             health.answered(trio.current_time())
             if not answer[2] << 8 & wire.TC and answer[3] & wire.RCODE not in _NOT_AT_ONCE:
+                self._tell_answer()
                 done(answer)
                 return
         elif answer is None or answer.errno not in _LOCAL_ERRORS:
             health.failed(trio.current_time(), asked)
         if self._searches is not None:
             heard = answer if isinstance(answer, bytes) else None
-            self._searches.start_soon(self._go_on, server, message, heard, asked + DEADLINE, done)
+            self._searches.start_soon(self._go_on, server, message, heard, asked, done)
 
     async def _go_on(
         self,
         server: Server,
         message: bytes,
         heard: bytes | None,
-        deadline: float,
+        asked: float,
         done: Callable[[bytes | None], None],
     ) -> None:
         """What `begin` began needs more: over TCP, without EDNS, or of another server."""
         search = _Search(message)
-        with trio.move_on_at(deadline):
+        with trio.move_on_at(asked + DEADLINE):
             over = False
             if heard is not None:
                 async with self._later_places:
                     over = await self._attempt(server, search, self._configuration.timeout, heard)
             if not over:
                 await self._search(search, {server})
-        done(self._outcome(search))
+        done(self._outcome(search, asked))
         self._told()
 
     async def ask(self, message: bytes) -> bytes | None:
@@ -289,18 +232,39 @@ class Resolver(AnswersDns):
         no server gave the whole of it over TCP.
         """
         self.asked += 1
+        asked = trio.current_time()
         self._refresh()
         search = _Search(message)
         self._turn += 1
         with trio.move_on_after(DEADLINE):
             await self._search(search)
-        return self._outcome(search)
+        return self._outcome(search, asked)
 
-    def _outcome(self, search: _Search) -> bytes | None:
+    def _outcome(self, search: _Search, asked: float) -> bytes | None:
         answer = search.best()
         if answer is None:
             self.unanswered += 1
+            self._tell_silence(asked)
+        else:
+            self._tell_answer()
         return answer
+
+    def _tell_answer(self) -> None:
+        if self._silent:
+            self._silent = False
+            log.warning("a DNS server answers again")
+
+    def _tell_silence(self, since: float) -> None:
+        """Say it when nobody has answered anything since a question was asked: guests are only told SERVFAIL."""
+        now = trio.current_time()
+        servers = self._configuration.servers
+        if now - self._warned < WARN_AGAIN or any(self._health[server].last_answer >= since for server in servers):
+            return
+        self._silent = True
+        self._warned = now
+        asked = ", ".join(shown(server) for server in servers)
+        what = f"no DNS server answers (asked: {asked})" if asked else "there is no DNS server to ask"
+        log.warning("%s: guests are told SERVFAIL, and names cannot be dialled", what)
 
     async def _search(self, search: _Search, tried: Collection[Server] = ()) -> None:
         """Ask server after server, `tried` not in the first round, until one has an answer to go with."""
