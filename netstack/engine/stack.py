@@ -369,7 +369,7 @@ class Stack:
         """
         self.judge.replace(Policy(policy, self.settings), why)
         self._disabled = policy.disabled
-        self.tcp.judge_again(now)
+        self.tcp.admission.judge_again(now)
         self.udp.judge_again(now)
         self.echo.judge_again(now)
 
@@ -394,7 +394,7 @@ class Stack:
     def flow_consulted(self, question: Question, verdict: Verdict, now: float) -> None:
         """What the hook says to ConsultFlow: a verdict that allows or refuses."""
         if question.protocol == ipv4.TCP:
-            self.tcp.consulted(question.flow, verdict, now)
+            self.tcp.admission.consulted(question.flow, verdict, now)
         elif question.protocol == ipv4.UDP:
             self.udp.consulted(question.flow, verdict, now)
         else:
@@ -410,7 +410,7 @@ class Stack:
 
     def stream_objected(self, flow: int, fault: str, now: float) -> None:
         """OpenNamed found only addresses that `candidate_fault` objects to; `fault` is what it said of the first."""
-        self.tcp.objected(flow, fault, now)
+        self.tcp.admission.objected(flow, fault, now)
 
     def stream_sent(self, flow: int, count: int) -> None:
         """The host socket took `count` bytes of what SendStream gave."""
