@@ -130,6 +130,7 @@ class TcpAdmission:
             self.turn_away(flow, inspection, refusal, now)
             return
         if passed:
+            flow.sent += sum(map(len, passed))
             self._outbox.effects.append(effects.SendStream(flow.id, passed))
         if inspection.over:
             flow.inspection = None

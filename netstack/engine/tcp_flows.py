@@ -351,10 +351,10 @@ class TcpFlows:
             chunks, buffer.ready = buffer.ready, []
             count = sum(map(len, chunks))
             buffer.unsent += count
-            flow.sent += count
             if flow.inspection is not None:
                 self.admission.inspect(flow, flow.inspection, chunks, now)
             elif flow.upstream:
+                flow.sent += count
                 self._outbox.effects.append(effects.SendStream(flow.id, chunks))
         if connection.signals:
             self._take_signals(flow, connection, now)
