@@ -40,7 +40,7 @@ _SOURCE_ROUTES: Final = frozenset((131, 137))
 
 
 class Ipv4Input:
-    """Takes every packet but the segments that the stack's hot path takes itself."""
+    """Takes every packet but those that the stack's hot path takes itself."""
 
     def __init__(
         self,
