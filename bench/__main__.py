@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,7 @@ import click
 
 from bench import report
 from bench.lab import BenchError, Session, Tools, remove_leftovers
-from bench.peers import DEFAULT_PEERS, PEERS, Peer
+from bench.peers import DEFAULT_PEERS, PEERS, Peer, with_checkouts
 from bench.rows import ROWS, Row, Sample
 from bench.rules import GROUPS, Group
 
@@ -83,12 +83,25 @@ def _choose(option: str, text: str | None, known: Sequence[str], default: Sequen
     return names
 
 
-def _present(names: Sequence[str], asked_for: bool) -> dict[str, str]:
+def _checkouts(_context: click.Context, _option: click.Parameter, values: Sequence[str]) -> dict[str, Path]:
+    """The checkouts of `--netstack NAME=PATH`, by name."""
+    checkouts: dict[str, Path] = {}
+    for value in values:
+        name, separator, path = value.partition("=")
+        if not (separator and name.replace("-", "").isalnum() and path):
+            raise click.BadParameter(f"{value!r} is not NAME=PATH")
+        if name in checkouts or (name in PEERS and name != "netstack"):
+            raise click.BadParameter(f"two peers called {name!r}")
+        checkouts[name] = Path(path).resolve()
+    return checkouts
+
+
+def _present(names: Sequence[str], known: Mapping[str, Peer], asked_for: bool) -> dict[str, str]:
     """The versions of those peers that are on this machine. Says which are not; one asked for by name must be."""
     versions: dict[str, str] = {}
     for name in names:
         try:
-            versions[name] = PEERS[name].version()
+            versions[name] = known[name].version()
         except BenchError as error:
             if asked_for:
                 raise click.ClickException(f"{name}: {error}") from error
@@ -112,13 +125,25 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 )
 @click.option(
     "--peers",
-    help=f"Comma-separated, or all: {', '.join(PEERS)}. The first is compared with the others. Default: those of "
-    f"{', '.join(DEFAULT_PEERS)} that are installed; gvproxy is the program that GVPROXY names.",
+    help=f"Comma-separated, or all: {', '.join(PEERS)}. Default: those of {', '.join(DEFAULT_PEERS)} that are "
+    "installed; gvproxy is the program that GVPROXY names.",
 )
+@click.option(
+    "--netstack",
+    "checkouts",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=_checkouts,
+    help="A checkout of netstack as the peers NAME, NAME-qemu and NAME-tap (datagrams, stream, TAP), run with "
+    "this Python. Given twice: before and after. Without --peers every NAME is measured and nothing else.",
+)
+@click.option("--against", metavar="PEER", help="The peer the others are compared with. Default: the first of --peers.")
 @click.option(
     "--seconds", type=click.FloatRange(0.1, 60), default=3.0, show_default=True, help="Seconds a sample lasts."
 )
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Samples per row and peer.")
+@click.option(
+    "--rounds", "--repeat", type=click.IntRange(1, 100), default=3, show_default=True, help="Samples per row and peer."
+)
 @click.option(
     "--mtu", type=click.IntRange(576, 65521), default=1500, show_default=True, help="Of the guest's network card."
 )
@@ -127,15 +152,29 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all samples to this file."
 )
 def main(
-    rows: str | None, peers: str | None, seconds: float, rounds: int, mtu: int, quick: bool, json_file: Path | None
+    rows: str | None,
+    peers: str | None,
+    checkouts: dict[str, Path],
+    against: str | None,
+    seconds: float,
+    rounds: int,
+    mtu: int,
+    quick: bool,
+    json_file: Path | None,
 ) -> None:
     """Measure what a guest gets out of netstack, next to other user-mode network stacks."""
     if quick:
         seconds, rounds = QUICK
-    wanted = _choose("--rows", rows, KNOWN_ROWS, KNOWN_ROWS if peers is None else list(ROWS))
-    names = _choose("--peers", peers, list(PEERS), DEFAULT_PEERS)
-    versions = _present(names, asked_for=peers not in (None, "all")) if set(wanted) & set(ROWS) else {}
-    groups = [Group(ROWS, tuple(PEERS[name] for name in versions)), *GROUPS]
+    known = with_checkouts(checkouts)
+    narrowed = peers is not None or bool(checkouts)
+    wanted = _choose("--rows", rows, KNOWN_ROWS, list(ROWS) if narrowed else KNOWN_ROWS)
+    names = _choose("--peers", peers, list(known), list(checkouts) or DEFAULT_PEERS)
+    versions = {}
+    if set(wanted) & set(ROWS):
+        versions = _present(names, known, asked_for=narrowed and peers != "all")
+    if against is not None and against not in versions:
+        raise click.BadParameter(f"{against!r} is none of: {', '.join(versions)}", param_hint="--against")
+    groups = [Group(ROWS, tuple(known[name] for name in versions)), *GROUPS]
     groups = [
         replace(group, rows={name: group.rows[name] for name in wanted if name in group.rows}) for group in groups
     ]
@@ -157,16 +196,17 @@ def main(
             for group in groups:
                 if not group.rows:
                     continue
+                base = next((peer.name for peer in group.peers if peer.name == against), group.peers[0].name)
                 results: dict[str, report.RowResult] = {}
                 for row in group.rows.values():
                     turns = measure(row, group.peers, tools, mtu=mtu, seconds=seconds, rounds=rounds)
-                    results[row.name] = report.summarise(row, turns, group.peers[0].name)
+                    results[row.name] = report.summarise(row, turns, base)
                 versions = {peer.name: versions.get(peer.name) or peer.version() for peer in group.peers}
                 console = report.output_console(len(group.peers))
-                console.print(report.table(results, group.peers, host, options))
+                console.print(report.table(results, group.peers, host, options, base))
                 for line in report.notes(results, versions):
                     console.print(line, style="dim", highlight=False, soft_wrap=True)
-                documents.append(report.as_json(results, group.peers, versions, options, host))
+                documents.append(report.as_json(results, group.peers, versions, options, host, base))
                 failed = failed or any(result.failures for result in results.values())
     except BenchError as error:
         raise click.ClickException(str(error)) from error

@@ -47,10 +47,10 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run(*argv: str, seconds: float = START_SECONDS) -> str:
+def run(*argv: str, seconds: float = START_SECONDS, directory: Path = ROOT) -> str:
     """Run a short command and return its output. Raises BenchError when it fails or takes longer than `seconds`."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, cwd=directory)
     except FileNotFoundError as error:
         raise BenchError(f"{argv[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
@@ -75,8 +75,8 @@ def ip(commands: str, netns: str | None = None) -> None:
 class Child:
     """A process of the benchmark's, with its output at hand and a certain end."""
 
-    def __init__(self, argv: Sequence[str], log: Path, *, pass_fds: Sequence[int] = ()) -> None:
-        """Start `argv`. Standard error goes to `log`; standard output is read with `expect`."""
+    def __init__(self, argv: Sequence[str], log: Path, *, pass_fds: Sequence[int] = (), directory: Path = ROOT) -> None:
+        """Start `argv` in `directory`. Standard error goes to `log`; standard output is read with `expect`."""
         self.argv = list(argv)
         self._log = log
         with log.open("wb") as errors:
@@ -85,7 +85,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                cwd=ROOT,
+                cwd=directory,
                 pass_fds=pass_fds,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  # the benchmark has no threads
             )
@@ -270,8 +270,8 @@ class Session:
                 run("ip", "netns", "delete", netns)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _spawn(self, argv: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
-        child = Child(argv, self.directory / f"log-{len(self.children)}", pass_fds=pass_fds)
+    def _spawn(self, argv: Sequence[str], pass_fds: Sequence[int] = (), directory: Path = ROOT) -> Child:
+        child = Child(argv, self.directory / f"log-{len(self.children)}", pass_fds=pass_fds, directory=directory)
         self.children.append(child)
         return child
 
@@ -283,13 +283,16 @@ class Session:
         """Start a process in the host's namespace."""
         return self._spawn(["ip", "netns", "exec", self.host, *argv])
 
-    def start_backend(self, *argv: str, pass_fds: Sequence[int] = ()) -> Child:
-        """Start the stack under test in the host's namespace, with serve.c as its resolver; the clock starts here."""
+    def start_backend(self, *argv: str, pass_fds: Sequence[int] = (), directory: Path = ROOT) -> Child:
+        """Start the stack under test in the host's namespace, with serve.c as its resolver; the clock starts here.
+
+        `directory` is where it starts: with `python -m`, the checkout whose packages it imports.
+        """
         # `ip netns exec` has made a mount namespace of its own; the binding is seen nowhere else.
         resolver = str(self.directory / "resolv.conf")
         wrapped = ["ip", "netns", "exec", self.host, "sh", "-c", _RESOLVER_SHELL, "resolv.conf", resolver, *argv]
         self._started = time.monotonic()
-        self.backend = self._spawn(wrapped, pass_fds)
+        self.backend = self._spawn(wrapped, pass_fds, directory)
         return self.backend
 
     def mark_ready(self) -> None:
@@ -301,12 +304,12 @@ class Session:
         self.load("first-echo", FIRST_ECHO_SECONDS)
         self.first_echo_seconds = time.monotonic() - self._started
 
-    def start_backend_with_ready_fd(self, *argv: str) -> None:
+    def start_backend_with_ready_fd(self, *argv: str, directory: Path = ROOT) -> None:
         """Start a stack that writes to, or closes, a file descriptor when it is ready; its number replaces `{fd}`."""
         reader, writer = os.pipe()
         try:
             filled = [word.replace("{fd}", str(writer)) for word in argv]
-            backend = self.start_backend(*filled, pass_fds=[writer])
+            backend = self.start_backend(*filled, pass_fds=[writer], directory=directory)
         finally:
             os.close(writer)
         with os.fdopen(reader, "rb", buffering=0) as pipe:

@@ -19,7 +19,7 @@ from rich.text import Text
 from bench.peers import Peer
 from bench.rows import Row, Sample
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the JSON this writes."""
 NARROWEST: Final = 60
 """Characters of the table without its peers."""
@@ -29,10 +29,10 @@ PER_PEER: Final = 26
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one peer: the median of its rounds, and how far the base is ahead of it.
+    """One figure of one peer: the median of its rounds, and how far it is ahead of the base.
 
-    `ratio` is the median of the ratios taken within each round, above 1 where the base is ahead, None for the base
-    itself and where one of the two has no sample.
+    `ratio` is the median of the ratios taken within each round, above 1 where this peer is better than the base (higher
+    or lower, whichever is better), None for the base itself and where one of the two has no sample.
     """
 
     median: float
@@ -77,7 +77,7 @@ def summarise(row: Row, rounds: Sequence[Round], base: str) -> RowResult:
             if not samples:
                 continue
             ratios = [
-                theirs / mine if line.higher_is_better else mine / theirs for mine, theirs in pairs if mine and theirs
+                mine / theirs if line.higher_is_better else theirs / mine for mine, theirs in pairs if mine and theirs
             ]
             ratio = statistics.median(ratios) if ratios and name != base else None
             line.peers[name] = Summary(statistics.median(samples), min(samples), max(samples), samples, ratio)
@@ -122,13 +122,14 @@ def as_json(
     versions: Mapping[str, str],
     options: Mapping[str, Any],
     host: Mapping[str, str],
+    base: str,
 ) -> dict[str, Any]:
     """Everything of a run as plain values."""
     return {
         "format": FORMAT,
         "machine": dict(host),
         "options": dict(options),
-        "base": peers[0].name,
+        "base": base,
         "peers": {peer.name: {"link": peer.link, "version": versions[peer.name]} for peer in peers},
         "rows": {name: asdict(result) for name, result in results.items()},
     }
@@ -145,16 +146,19 @@ def number(value: float) -> str:
 
 
 def table(
-    results: Mapping[str, RowResult], peers: Sequence[Peer], host: Mapping[str, str], options: Mapping[str, Any]
+    results: Mapping[str, RowResult],
+    peers: Sequence[Peer],
+    host: Mapping[str, str],
+    options: Mapping[str, Any],
+    base: str,
 ) -> Table:
     """The results as a table: a line for each row and detail, a column for each peer."""
-    base = peers[0].name
     shown = Table(
         title=f"{host['cpu']}, Linux {host['kernel']}, {host['python']}, {host['date']}\n"
         f"MTU {options['mtu']}, {options['rounds']} rounds of {options['seconds']:g} s, every peer in turn in each; "
         f"load average before: {host['load before']}",
         caption="Medians of the rounds, ± half the distance from lowest to highest. "
-        f"x1.50: {base} is 1.5 times ahead of that peer, x0.50: the peer is twice ahead; medians over the rounds.",
+        f"x1.50: 1.5 times as good as {base}, x0.50: half as good; medians over the rounds.",
         caption_justify="left",
     )
     shown.add_column("", no_wrap=True)

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from bench.lab import Session, ip
-from bench.peers import GATEWAY, PEERS, Peer, netstack_unixgram
+from bench.peers import GATEWAY, PEERS, Netstack, Peer
 from bench.rows import ROWS, Needs, Row, Sample, rate
 
 SIZES: Final = {"10": 10, "1k": 1_000, "100k": 100_000}
@@ -60,7 +60,7 @@ def _start(session: Session, fitting: Sequence[str], count: int) -> None:
         path = session.directory / "policy.yaml"
         path.write_text("policy:\n  allow_net:\n" + "".join(f'  - "{rule}"\n' for rule in rules))
         options += ["--config", str(path)]
-    netstack_unixgram(session, *options)
+    Netstack().unixgram(session, *options)
 
 
 def _peers(*fitting: str) -> tuple[Peer, ...]:
