@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,8 @@ class Peer:
     """Address of the resolver that answers names of the stack's own; None when there is none."""
     forwarding_server: str | None = None
     """Address of the resolver that asks the host's."""
+    offload: bool = False
+    """Whether it takes frames up to 64 KiB with partial checksums, as a card with segmentation offload sends them."""
     has_process: bool = True
     """Whether there is a process whose CPU time, memory and start-up can be measured."""
 
@@ -57,7 +59,8 @@ class Netstack:
 
     def tap(self, session: Session) -> None:
         """Start it on a TAP device in the guest's namespace."""
-        self._run(session, "--tap", "tap0", "--netns", session.guest)
+        self._run(session, "--tap", "tap0", "--netns", session.tap_namespace())
+        session.connect_tap()
         session.configure_guest(GUEST, GATEWAY)
 
     def version(self) -> str:
@@ -89,7 +92,7 @@ class Netstack:
         )
         return tuple(
             Peer(name=peer, link=link, start=start, version=self.version,
-                 zone_server=GATEWAY, forwarding_server=GATEWAY)
+                 zone_server=GATEWAY, forwarding_server=GATEWAY, offload=link != "TAP")
             for peer, link, start in starts
         )  # fmt: skip
 
@@ -132,9 +135,10 @@ def _slirp4netns(session: Session) -> None:
         "--netns-type=path",
         f"--mtu={session.mtu}",
         "--ready-fd={fd}",
-        f"/run/netns/{session.guest}",
+        f"/run/netns/{session.tap_namespace()}",
         "tap0",
     )
+    session.connect_tap()
     session.configure_guest(SLIRP_GUEST, SLIRP_GATEWAY)
 
 
@@ -154,16 +158,18 @@ def _passt(session: Session) -> None:
 
 
 def _pasta(session: Session) -> None:
+    netns = session.tap_namespace()
     session.start_backend(
         "pasta", *_PASST_OPTIONS, "--mtu", str(session.mtu), "--tcp-ns", "none", "--udp-ns", "none",
-        "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{session.guest}",
+        "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{netns}",
     )  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
-    while "tap0" not in run("ip", "-n", session.guest, "-brief", "link"):
+    while "tap0" not in run("ip", "-n", netns, "-brief", "link"):
         if time.monotonic() > deadline or session.backend is None or not session.backend.alive:
             raise BenchError(f"pasta made no device{session.backend.last_words() if session.backend else ''}")
         time.sleep(0.001)
     session.mark_ready()
+    session.connect_tap()
     session.configure_guest(PASST_GUEST, PASST_GATEWAY)
 
 
@@ -171,7 +177,8 @@ def _bridges(session: Session) -> None:
     """Two bridges back to back: what the TAPs, the bridge and the datagram sockets allow at most."""
     here, there = f"{session.directory}/here", f"{session.directory}/there"
     near = session.start_bridge("pair", here, there)
-    far = session.spawn_host(session.tools.path("bridge"), "tap0", "pair", there, here)
+    offload = replace(session.wire, loss=0.0, delay=0.0).bridge_options()
+    far = session.spawn_host(session.tools.path("bridge"), *offload, "tap0", "pair", there, here)
     far.expect("tap")
     near.expect("up")
     far.expect("up")
@@ -216,22 +223,21 @@ def _kernel_version() -> str:
 
 _OTHERS: Final = (
     Peer(name="gvproxy", link="unix datagram", start=_gvproxy_unixgram, version=_gvproxy_version,
-         zone_server=GATEWAY, forwarding_server=GATEWAY),
+         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True),
     Peer(name="gvproxy-qemu", link="unix stream", start=_gvproxy_stream, version=_gvproxy_version,
-         zone_server=GATEWAY, forwarding_server=GATEWAY),
+         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True),
     Peer(name="slirp4netns", link="TAP", start=_slirp4netns, version=_package_version("slirp4netns"),
          forwarding_server=SLIRP_DNS),
     Peer(name="passt", link="unix stream", start=_passt, version=_package_version("passt"),
          forwarding_server=PASST_DNS),
     Peer(name="pasta", link="TAP", start=_pasta, version=_package_version("pasta"), forwarding_server=PASST_DNS),
-    Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False),
+    Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False,
+         offload=True),
     Peer(name="veth", link="kernel", start=_veth, version=_kernel_version, has_process=False),
 )  # fmt: skip
 
 PEERS: Final = {peer.name: peer for peer in (*Netstack().peers("netstack"), *_OTHERS)}
 """Every peer by name; netstack is the one of this checkout."""
-
-DEFAULT_PEERS: Final = ("netstack", "netstack-qemu", "netstack-tap", "gvproxy", "slirp4netns", "passt")
 
 
 def with_checkouts(checkouts: Mapping[str, Path]) -> dict[str, Peer]:
