@@ -136,6 +136,15 @@ class Child:
         text = self._log.read_text(errors="replace").strip()
         return f"; it wrote: {text[-800:]}" if text else ""
 
+    def wait(self, seconds: float) -> None:
+        """Wait for the process's own end. Raises BenchError when it failed, or goes on for longer than `seconds`."""
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(f"{self.title} did not end within {seconds:.0f} s{self.last_words()}") from error
+        if status:
+            raise BenchError(f"{self.title} failed{self.last_words()}")
+
     def stop(self) -> None:
         """End the process: end of input and SIGTERM, then SIGKILL."""
         with contextlib.suppress(BrokenPipeError):

@@ -80,17 +80,63 @@ static void drop(int fd) {
     close(fd);
 }
 
+static int take(int fd) {
+    ssize_t length = recv(fd, chunk, sizeof chunk, 0);
+    return length > 0 ? (int)length : length < 0 && errno == EAGAIN ? 0 : -1;
+}
+
+/* Opens connections at the same time, and waits until all are there, so that the clock runs over transfers only. What
+ * arrives meanwhile is thrown away. A connection that is not there after ANSWER_SECONDS is an error. */
+static int *open_flows(struct sockaddr_in address, int flows, int poller) {
+    int *fds = calloc((size_t)flows, sizeof *fds), *connected = calloc(MAX_DESCRIPTORS, sizeof *connected), missing = flows;
+    for (int i = 0; i < flows; i++) {
+        fds[i] = make_socket(SOCK_STREAM, SOCK_NONBLOCK);
+        if (connect(fds[i], (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) die("connect");
+        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLOUT);
+    }
+    for (const double end = now() + ANSWER_SECONDS; missing && now() < end;) {
+        struct epoll_event ready[EVENTS];
+        int count = epoll_wait(poller, ready, EVENTS, 20);
+        for (int i = 0; i < count; i++) {
+            int fd = ready[i].data.fd, failed = 0;
+            socklen_t length = sizeof failed;
+            if (connected[fd]) {
+                take(fd);
+                continue;
+            }
+            if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &length) < 0) die("getsockopt");
+            if (failed) {
+                errno = failed;
+                die("connect");
+            }
+            connected[fd] = 1;
+            missing--;
+            watch(poller, EPOLL_CTL_MOD, fd, EPOLLIN);
+        }
+    }
+    for (int i = 0; i < flows; i++) {
+        if (connected[fds[i]]) continue;
+        watch(poller, EPOLL_CTL_DEL, fds[i], 0);
+        errors++;
+    }
+    free(connected);
+    if (missing == flows) {
+        errno = ETIMEDOUT;
+        die("connect");
+    }
+    return fds;
+}
+
 /* Bytes that reached the server's application by the end of the time; what is in buffers on the way does not count. */
 static void tcp_send(struct sockaddr_in address, double seconds, int flows, const char *counters_path) {
     _Atomic uint64_t *counter = &map_counters(counters_path)->tcp;
     int poller = epoll_create1(EPOLL_CLOEXEC);
-    int *fds = calloc((size_t)flows, sizeof *fds);
+    int *fds = open_flows(address, flows, poller);
     const uint64_t before = atomic_load(counter);
     const double start = now();
     for (int i = 0; i < flows; i++) {
-        fds[i] = connect_blocking(address, ANSWER_SECONDS);
-        fcntl(fds[i], F_SETFL, O_NONBLOCK);
-        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLOUT);
+        struct epoll_event event = {.events = EPOLLOUT, .data.fd = fds[i]};
+        epoll_ctl(poller, EPOLL_CTL_MOD, fds[i], &event); /* no longer watched: it never connected */
     }
     while (now() < start + seconds) {
         struct epoll_event ready[EVENTS];
@@ -108,21 +154,18 @@ static void tcp_send(struct sockaddr_in address, double seconds, int flows, cons
 
 static void tcp_recv(struct sockaddr_in address, double seconds, int flows) {
     int poller = epoll_create1(EPOLL_CLOEXEC);
-    int *fds = calloc((size_t)flows, sizeof *fds);
+    int *fds = open_flows(address, flows, poller);
     const double start = now();
-    for (int i = 0; i < flows; i++) {
-        fds[i] = connect_blocking(address, ANSWER_SECONDS);
-        fcntl(fds[i], F_SETFL, O_NONBLOCK);
-        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLIN);
-    }
     uint64_t bytes = 0;
     while (now() < start + seconds) {
         struct epoll_event ready[EVENTS];
         int count = epoll_wait(poller, ready, EVENTS, 20);
         for (int i = 0; i < count; i++) {
-            ssize_t length = recv(ready[i].data.fd, chunk, sizeof chunk, 0);
-            if (length > 0) bytes += (uint64_t)length;
-            if (length > 0 || (length < 0 && errno == EAGAIN)) continue;
+            int length = take(ready[i].data.fd);
+            if (length >= 0) {
+                bytes += (uint64_t)length;
+                continue;
+            }
             errors++;
             watch(poller, EPOLL_CTL_DEL, ready[i].data.fd, 0);
         }

@@ -39,6 +39,8 @@ class Peer:
     """Address of the resolver that asks the host's."""
     offload: bool = False
     """Whether it takes frames up to 64 KiB with partial checksums, as a card with segmentation offload sends them."""
+    lossy: bool = True
+    """Whether its wire can lose frames and hold them."""
     has_process: bool = True
     """Whether there is a process whose CPU time, memory and start-up can be measured."""
 
@@ -233,14 +235,19 @@ _OTHERS: Final = (
     Peer(name="pasta", link="TAP", start=_pasta, version=_package_version("pasta"), forwarding_server=PASST_DNS),
     Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False,
          offload=True),
-    Peer(name="veth", link="kernel", start=_veth, version=_kernel_version, has_process=False),
+    Peer(name="veth", link="kernel", start=_veth, version=_kernel_version, has_process=False, lossy=False),
 )  # fmt: skip
 
 PEERS: Final = {peer.name: peer for peer in (*Netstack().peers("netstack"), *_OTHERS)}
 """Every peer by name; netstack is the one of this checkout."""
 
 
+def netstack_peers(checkouts: Mapping[str, Path]) -> list[Peer]:
+    """netstack on every link: of the named checkouts, then of this one, unless one has taken its name."""
+    places = dict(checkouts) | ({} if "netstack" in checkouts else {"netstack": ROOT})
+    return [peer for name, checkout in places.items() for peer in Netstack(checkout).peers(name)]
+
+
 def with_checkouts(checkouts: Mapping[str, Path]) -> dict[str, Peer]:
-    """The peers, preceded by those of further checkouts of netstack. A checkout may take the name of this one."""
-    peers = {peer.name: peer for name, checkout in checkouts.items() for peer in Netstack(checkout).peers(name)}
-    return peers | {name: peer for name, peer in PEERS.items() if name not in peers}
+    """All peers: netstack's, then the others."""
+    return {peer.name: peer for peer in (*netstack_peers(checkouts), *_OTHERS)}
