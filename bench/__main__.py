@@ -24,6 +24,8 @@ OWN_GROUPS: Final = (*GROUPS, SEEN)
 KNOWN_ROWS: Final = (*ROWS, *(name for group in OWN_GROUPS for name in group.rows))
 QUICK: Final = (0.3, 1)
 """Seconds and rounds of --quick."""
+QUICK_PEERS: Final = ("netstack", "netstack-tap", "gvproxy", "slirp4netns", "passt")
+"""Where no others are asked for."""
 PREFERRED_BASES: Final = ("gvproxy", "slirp4netns")
 """What the targets are about, where it is measured and nothing else is asked for."""
 
@@ -136,7 +138,9 @@ def _document(outcomes: Sequence[Outcome], host: dict[str, str], options: dict[s
     show_default=True,
     help="Of the guest's network card, in rows that do not say another.",
 )
-@click.option("--quick", is_flag=True, help="One round of 0.3 s: does it work, roughly how fast.")
+@click.option(
+    "--quick", is_flag=True, help="One round of 0.3 s; unless asked for, without rules-*, seen-* and some peers."
+)
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all samples to this file."
 )
@@ -161,7 +165,7 @@ def main(
     """Measure what a guest gets out of netstack, next to other user-mode network stacks.
 
     For each row every peer is measured in turn, round after round; ratios are medians of the ratios within each round.
-    Ctrl-C ends with the rows measured so far.
+    Everything takes some 20 minutes on a quiet machine, --quick three. Ctrl-C ends with the rows measured so far.
     """
     if directory is not None:
         plots.require()
@@ -169,8 +173,8 @@ def main(
         seconds, rounds = QUICK
     known = with_checkouts(checkouts)
     narrowed = peers is not None or bool(checkouts)
-    wanted = choose("--rows", rows, KNOWN_ROWS, list(ROWS) if narrowed else KNOWN_ROWS)
-    names = choose("--peers", peers, list(known), list(checkouts) or list(PEERS))
+    wanted = choose("--rows", rows, KNOWN_ROWS, list(ROWS) if narrowed or quick else KNOWN_ROWS)
+    names = choose("--peers", peers, list(known), list(checkouts) or (QUICK_PEERS if quick else list(PEERS)))
     versions: dict[str, str] = {}
     if set(wanted) & set(ROWS):
         versions = present(names, known, asked_for=narrowed and peers != "all")

@@ -169,7 +169,7 @@ def tables(
     shown = [_table(results, part, base) for part in parts]
     shown[0].title = (
         f"{host['cpu']}, Linux {host['kernel']}, {host['python']}, {host['date']}\n"
-        f"MTU {options['mtu']}, {options['rounds']} rounds of {options['seconds']:g} s, every peer in turn in each; "
+        f"MTU {options['mtu']}, {options['rounds']} x {options['seconds']:g} s, every peer in turn; "
         f"load average before: {host['load before']}"
     )
     shown[-1].caption = (

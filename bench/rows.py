@@ -11,7 +11,6 @@ from typing import Final
 from bench.lab import (
     HOST_ADDRESS,
     SILENT_ADDRESS,
-    START_SECONDS,
     BenchError,
     Child,
     Session,
@@ -25,6 +24,8 @@ SETTLE_SECONDS: Final = 0.5
 """Between an action and reading the memory it took."""
 CLOSED_SECONDS: Final = 5.0
 """After closing flows, until the memory that is left is read."""
+OPEN_SECONDS: Final = 60.0
+"""For flows to be opened one after the other."""
 NEW_FLOWS: Final = 4000
 """UDP flows a sample may make: below every stack's bound, so that making flows is measured, not refusing them."""
 HANGING: Final = 10
@@ -133,7 +134,7 @@ def _throughput(load: Callable[[Session, float], dict[str, float]]) -> Callable[
         result = load(session, seconds)
         details = {}
         if peer.has_process and result["bytes"]:
-            details[CPU] = (cpu_seconds(pids) - before) / (result["bytes"] / 1e9)
+            details[CPU] = (cpu_seconds(pids) - before) / (result["moved"] / 1e9)
         if not result["bytes"]:
             raise BenchError("no byte arrived")
         return Sample(result["bytes"] * 8 / result["seconds"] / 1e9, int(result["errors"]), details)
@@ -172,7 +173,7 @@ def _dns_forwarded(in_flight: int) -> Callable[[Session, Peer, float], Sample]:
 
 def _hold(session: Session, command: str, flows: int) -> Child:
     client = session.spawn_guest(session.tools.path("load"), command, HOST_ADDRESS, str(flows))
-    client.expect("open", START_SECONDS)
+    client.expect("open", OPEN_SECONDS)
     time.sleep(SETTLE_SECONDS)
     return client
 

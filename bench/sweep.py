@@ -95,12 +95,15 @@ def sweep(
                     for count, up in product(flows, (True, False)):
                         cell = Cell(mtu, loss, count, up)
                         display.begin(_title(cell, peer.name))
-                        taken = cells.setdefault(cell, {}).setdefault(peer.name, [])
                         try:
-                            taken.append(_sample(session, peer, cell, seconds))
+                            taken = [_sample(session, peer, cell, seconds)]
                         except BenchError as error:
                             display.failed(f"{_title(cell, peer.name)}: {error}")
+                            taken = []
+                        cells.setdefault(cell, {}).setdefault(peer.name, []).extend(taken)
             except BenchError as error:
+                for count, up in product(flows, (True, False)):
+                    cells.setdefault(Cell(mtu, loss, count, up), {}).setdefault(peer.name, [])
                 display.failed(f"MTU {mtu}, loss {loss:g} %, {peer.name}: {error}")
 
 
@@ -126,10 +129,16 @@ def as_text(cells: Cells, peers: Sequence[str], host: Mapping[str, str], options
         lines += ["", f"{plots.WAYS[not up]}, {flows} flow{'s' if flows > 1 else ''}"]
         lines.append(f"{'MTU':>6} {'':15}" + "".join(f"{f'{loss:g} %':>10}" for loss in losses))
         for mtu, peer in product(sorted({cell.mtu for cell in cells}), peers):
-            figures = [figure(cells, Cell(mtu, loss, flows, not up), peer) for loss in losses]
-            shown = "".join(f"{'failed' if value is None else _megabits(value):>10}" for value in figures)
+            shown = "".join(f"{_shown(cells, Cell(mtu, loss, flows, not up), peer):>10}" for loss in losses)
             lines.append(f"{mtu:>6} {peer:15}{shown}")
     return "\n".join([*lines, "", *_remarks(cells, peers)]) + "\n"
+
+
+def _shown(cells: Cells, cell: Cell, peer: str) -> str:
+    if peer not in cells.get(cell, {}):
+        return "-"
+    value = figure(cells, cell, peer)
+    return "failed" if value is None else _megabits(value)
 
 
 def _megabits(gigabits: float) -> str:
@@ -138,8 +147,8 @@ def _megabits(gigabits: float) -> str:
 
 def _remarks(cells: Cells, peers: Sequence[str]) -> Iterator[str]:
     """Whether every cell has a figure; where more MTU gives less; how the first peer compares with the others."""
-    empty = [(cell, peer) for cell in sorted(cells) for peer in peers if not figure(cells, cell, peer)]
-    yield f"cells without a figure: {len(empty)} of {len(cells) * len(peers)}"
+    empty = [(cell, peer) for cell in sorted(cells) for peer, samples in cells[cell].items() if not samples]
+    yield f"cells without a figure: {len(empty)} of {sum(len(of_peers) for of_peers in cells.values())}"
     for cell, peer in empty:
         yield f"  {_title(cell, peer)}"
     for dip in dips(cells, peers[0]):
@@ -300,7 +309,7 @@ def main(
                 json_file.write_text(as_json(cells, versions, host, options))
     if directory is not None:
         plot(cells, list(versions), directory)
-    if not all(figure(cells, cell, name) for cell in cells for name in versions):
+    if not all(samples for of_peers in cells.values() for samples in of_peers.values()):
         sys.exit(1)
 
 

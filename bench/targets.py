@@ -114,7 +114,8 @@ def table(outcomes: Sequence[Outcome], results: Mapping[str, RowResult]) -> Tabl
     """Every target next to its figure; what is only hoped for comes last."""
     missed = sum(not outcome.met for outcome in outcomes if not outcome.moonshot)
     promised = sum(not outcome.moonshot for outcome in outcomes)
-    shown = Table(title=f"Targets: {promised - missed} of {promised} met; moonshots below the line")
+    hopes = "; moonshots below the line" if promised < len(outcomes) else ""
+    shown = Table(title=f"Targets: {promised - missed} of {promised} met{hopes}")
     for heading in ("", "figure", "", "against", "measured", "wanted", ""):
         shown.add_column(heading, no_wrap=True)
     for moonshot in (False, True):
