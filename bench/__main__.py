@@ -165,7 +165,7 @@ def main(
     """Measure what a guest gets out of netstack, next to other user-mode network stacks.
 
     For each row every peer is measured in turn, round after round; ratios are medians of the ratios within each round.
-    Everything takes some 20 minutes on a quiet machine, --quick three. Ctrl-C ends with the rows measured so far.
+    Everything takes some 20 minutes on a quiet machine, --quick four. Ctrl-C ends with the rows measured so far.
     """
     if directory is not None:
         plots.require()

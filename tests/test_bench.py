@@ -325,15 +325,14 @@ def test_the_wire_holds_frames_for_bridged_guests_and_for_taps(name: str) -> Non
 
 
 @pytest.mark.guest("cc")
-@pytest.mark.parametrize(("loss", "retransmits"), [(0.0, False), (0.05, True)])
-def test_the_wire_loses_frames_where_it_is_told_to(loss: float, retransmits: bool) -> None:
-    """One small message on its way at a time: no queue overflows, so that only a lost frame is sent again."""
-    wire = Wire(loss=loss, delay=0.0001)
+def test_the_wire_loses_frames() -> None:
+    """One small message on its way at a time: no queue overflows, so that nothing but a lost frame is sent again."""
+    wire = Wire(loss=0.05, delay=0.0001)
     with contextlib.closing(Tools()) as tools, measure.running(PEERS["bridge"], tools, wire) as session:
         session.load("rr", 1)
         counters = run("ip", "netns", "exec", session.guest, "cat", "/proc/net/snmp")
         names, values = (line.split() for line in counters.splitlines() if line.startswith("Tcp:"))
-        assert (int(values[names.index("RetransSegs")]) > 0) is retransmits
+        assert int(values[names.index("RetransSegs")]) > 0
 
 
 @pytest.mark.parametrize(
