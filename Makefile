@@ -4,11 +4,13 @@
 #   PYTHON=python3.13 VENV=.venv-3.13 make test     another Python, in an environment of its own
 #   make test REQUIRE_GUEST=1                       a guest test that cannot run here is a failure, not a skip
 #   make test PYTEST_ARGS="-m 'not guest' -x"       anything else pytest understands; BENCH_ARGS for make bench
+#   make test JOBS=0                                one process, as a debugger wants it; otherwise one for each core
 
 PYTHON ?= python3
 VENV ?= .venv
 REQUIRE_GUEST ?=
 PYTEST_ARGS ?=
+JOBS ?= auto
 BENCH_ARGS ?=
 # Per cent of branches and lines that the tests' own process has to run; what runs in `netstack` processes of guest tests
 # is not counted. Judged for whole runs only.
@@ -20,14 +22,14 @@ BIN := $(VENV)/bin
 .PHONY: help demo test lint bench format host-packages venv clean
 
 help:
-	@sed -n '3,6s/^# \{0,1\}//p' Makefile
+	@sed -n '3,7s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMP)
 	@bash .ci/debian-packages demo
 	$(BIN)/netstack demo
 
 test: host-packages $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=term $(if $(PYTEST_ARGS),,--cov-fail-under=$(COVERAGE_FLOOR)) \
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(if $(PYTEST_ARGS),,--cov-fail-under=$(COVERAGE_FLOOR)) \
 		$(if $(REQUIRE_GUEST),--require-guest) $(PYTEST_ARGS)
 
 lint: $(STAMP)

@@ -33,7 +33,7 @@ HANGING: Final = 10
 HANG_SECONDS: Final = 5.0
 """After which that connection is given up; a second is what TCP waits before it says its first SYN again."""
 JUMBO: Final = 65520
-"""The largest MTU in use: its segments are multiples of 16, and the frames are within 64 KiB."""
+"""The largest MTU the targets speak of."""
 MANY_FLOWS: Final = (1, 8, 32)
 ZONE_NAME: Final = "host.containers.internal"
 """A name gvproxy and netstack both answer from a zone of their own."""

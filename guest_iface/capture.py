@@ -2,6 +2,10 @@
 
 dpkt makes the file's headers. The block around each frame is made here: dpkt takes 9 us for one with its direction
 flags, a `Struct` 0.5 us, and a frame's whole way through the stack has less than the former.
+
+Whoever knows something of a frame may have it written as the frame's comment. What is known of a guest's frame is known
+when it was looked at: so the frames of a batch are held until the next thing is to be written, which is what became of
+them, or until the next batch is asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +32,10 @@ FLUSH_INTERVAL: Final = 0.25
 
 # The Enhanced Packet Block and its options, draft-ietf-opsawg-pcapng sections 4.3 and 3.5. Little-endian.
 _HEAD: Final = Struct("<IIIIIII")  # type, length, interface, time (high, low), captured length, original length
+_OPTION: Final = Struct("<HH")  # code, length
 _TAIL: Final = Struct("<HHIHHI")  # epb_flags, its length, value, end of options, 0, length again
 _PACKET_BLOCK: Final = 6
+_COMMENT: Final = 1
 _EPB_FLAGS: Final = 2
 INBOUND: Final = 1
 """epb_flags of a frame from the guest."""
@@ -37,18 +43,33 @@ OUTBOUND: Final = 2
 """epb_flags of a frame to the guest."""
 _BLOCK_OVERHEAD: Final = _HEAD.size + _TAIL.size
 
+MAX_COMMENT: Final = 4096
+"""Characters of a comment; an option holds 65,535 bytes."""
+
+Comment = Callable[[bytes, int], str]
+"""What stands beside a frame of that direction in the file: one line, empty for most frames."""
+
 
 class CaptureWriter:
     """One pcapng file, readable by its owner only. Times are nanoseconds of the wall clock."""
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = trio.current_time) -> None:
-        """Create or empty `path`. `clock` gives the `now` of the frames, seconds. Raises LinkError if it cannot be
-        opened.
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Callable[[], float] = trio.current_time,
+        comment: Comment | None = None,
+    ) -> None:
+        """Create or empty `path`. `clock` gives the `now` of the frames, seconds; `comment` is asked once about each
+        frame, when it is written. Raises LinkError if the file cannot be opened.
         """
         self.path = Path(path)
         self.failure = ""
         """Why writing has stopped; empty while all is well. A full disk ends the capture, not the network."""
         self._clock = clock
+        self._comment = comment
+        self._held: list[tuple[int, Sequence[bytes], int]] = []
+        """Frames from guests that are being looked at: interface, frames, time."""
         self._wall_offset: int | None = None
         self._interfaces = 0
         self._pieces: list[bytes] = []
@@ -91,23 +112,49 @@ class CaptureWriter:
         self._interfaces += 1
         return self._interfaces - 1
 
+    def hold(self, interface: int, frames: Sequence[bytes]) -> None:
+        """Add frames from a guest that came now, and write them when it is known what became of them: at `release`, or
+        before whatever else is written.
+        """
+        if not self.failure:
+            self._held.append((interface, frames, self._stamp()))
+
+    def release(self) -> None:
+        """Write what is held."""
+        if self._held:
+            held, self._held = self._held, []
+            for interface, frames, stamp in held:
+                self._add(interface, frames, INBOUND, stamp)
+
     def write(self, interface: int, frames: Sequence[bytes], direction: int) -> None:
         """Add frames that pass now. `direction` is INBOUND or OUTBOUND."""
-        if self.failure:
-            return
+        self.release()
+        if not self.failure:
+            self._add(interface, frames, direction, self._stamp())
+
+    def _stamp(self) -> int:
+        """Nanoseconds of the wall clock."""
         if self._wall_offset is None:
             self._wall_offset = time.time_ns() - int(self._clock() * 1e9)
-        stamp = self._wall_offset + int(self._clock() * 1e9)
+        return self._wall_offset + int(self._clock() * 1e9)
+
+    def _add(self, interface: int, frames: Sequence[bytes], direction: int, stamp: int) -> None:
         high, low = stamp >> 32, stamp & 0xFFFFFFFF
         put, head, tail = self._pieces.append, _HEAD.pack, _TAIL.pack
+        comment = self._comment
         for frame in frames:
             size = len(frame)
             padding = -size & 3
             length = _BLOCK_OVERHEAD + size + padding
+            said = comment(frame, direction) if comment is not None else ""
+            option = _comment_option(said) if said else b""
+            length += len(option)
             put(head(_PACKET_BLOCK, length, interface, high, low, size, size))
             put(frame)
             if padding:
                 put(bytes(padding))
+            if option:
+                put(option)
             put(tail(_EPB_FLAGS, 4, direction, 0, 0, length))
             self._pending += length
         if self._pending >= BUFFER_BYTES:
@@ -120,7 +167,7 @@ class CaptureWriter:
         self._pending += len(block)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits into the file."""
         data = memoryview(b"".join(self._pieces))
         self._pieces.clear()
         self._pending = 0
@@ -143,10 +190,17 @@ class CaptureWriter:
         """Write what waits and close the file. Safe to call twice."""
         if self._fd >= 0:
             if not self.failure:
+                self.release()
                 self.flush()
             os.close(self._fd)
             self._fd = -1
             self.failure = self.failure or f"{self.path}: closed"
+
+
+def _comment_option(text: str) -> bytes:
+    """opt_comment, draft-ietf-opsawg-pcapng section 3.5."""
+    data = text[:MAX_COMMENT].encode(errors="replace")
+    return _OPTION.pack(_COMMENT, len(data)) + data + bytes(-len(data) & 3)
 
 
 class CapturingLink(Link):
@@ -163,8 +217,9 @@ class CapturingLink(Link):
 
     async def receive_batch(self) -> list[bytes]:
         """See Link."""
+        self._writer.release()
         frames = await self._link.receive_batch()
-        self._writer.write(self._interface, frames, INBOUND)
+        self._writer.hold(self._interface, frames)
         return frames
 
     def send_batch(self, frames: Sequence[bytes]) -> None:

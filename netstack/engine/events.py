@@ -26,8 +26,10 @@ class LeaseEvent(NamedTuple):
 class DnsEvent(NamedTuple):
     """One answered DNS question.
 
-    `source`: zone, cache, upstream, refused (could not be asked), policy (the name is not allowed; `verdict` says why).
-    `rcode` in words (NOERROR, NXDOMAIN, ...).
+    `source` says who answered: zone, cache, upstream, refused (could not be asked), or policy. That is the policy
+    itself, without a look into the cache or upstream: of a name that is not allowed, and as well of one that is, where
+    the type is not for the guest (`service-binding-withheld`, `any-not-forwarded`, `synthetic-is-ipv4`; the verdict
+    allows the name then). `verdict` says why. `rcode` in words (NOERROR, NXDOMAIN, ...).
     """
 
     guest: bytes
@@ -58,7 +60,11 @@ class FlowOpened(NamedTuple):
 
 
 class FlowClosed(NamedTuple):
-    """A flow's end, also of one that never opened. Bytes are payload; `sent` is guest -> host."""
+    """A flow's end, also of one that never opened.
+
+    Bytes are payload: `sent` what was handed to the host's socket (of UDP and ICMP: sent), and nothing that was held
+    back; `received` what came from it.
+    """
 
     flow: int
     protocol: str

@@ -19,7 +19,7 @@ from netstack.engine.dns_server import DnsServer
 from netstack.engine.echo_flows import EchoFlows
 from netstack.engine.effects import Effect
 from netstack.engine.fragments import MIN_MTU, Reassembler, fragment
-from netstack.engine.host_errors import HostErrors
+from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.host_names import HostNames
 from netstack.engine.icmp_errors import IcmpErrors
 from netstack.engine.judge import Judge
@@ -98,6 +98,7 @@ class Stack:
         self.udp = UdpFlows(settings, outbox, host_errors, self.judge)
         self.echo = EchoFlows(settings, outbox, host_errors, self.judge)
         self._tcp_table = self.tcp.table
+        self._udp_table = self.udp.table
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -112,28 +113,41 @@ class Stack:
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
-        # The plain case: a segment of a flow we know, whole, without IP options. Everything else goes the long way.
-        if len(frame) >= 54:
+        # The plain cases: a segment or a datagram of a flow we know, whole, without IP options. Everything else goes
+        # the long way.
+        size = len(frame)
+        if size >= 42:
             ethertype, version, _, total, _, fragmented, ttl, protocol = _GUARD.unpack_from(frame, 12)
             if (
-                protocol == ipv4.TCP
-                and version == 0x45
+                version == 0x45
                 and ethertype == 0x0800
                 and ttl > 1
                 and not fragmented & _FRAGMENT_BITS
                 and not self._verify
+                and frame[:6] == self._mac
             ):
-                flow = self._tcp_table.get(frame[26:38])
-                if flow is not None and frame[6:12] == flow.mac and frame[:6] == self._mac:
-                    sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
-                    text = 34 + (flags >> 12) * 4
-                    end = 14 + total
-                    if 54 <= text <= end <= len(frame) and not flags & tcp.SYN:
-                        flow.connection.receive(
-                            sequence, acknowledgement, flags & 0x3F, window, frame[54:text], frame[text:end], now
-                        )
-                        if not flow.touched:
-                            self.tcp.touch(flow)
+                end = 14 + total
+                if protocol == ipv4.TCP:
+                    flow = self._tcp_table.get(frame[26:38])
+                    if flow is not None and size >= 54 and frame[6:12] == flow.mac:
+                        sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
+                        text = 34 + (flags >> 12) * 4
+                        if 54 <= text <= end <= size and not flags & tcp.SYN:
+                            flow.connection.receive(
+                                sequence, acknowledgement, flags & 0x3F, window, frame[54:text], frame[text:end], now
+                            )
+                            if not flow.touched:
+                                self.tcp.touch(flow)
+                            return
+                elif protocol == ipv4.UDP:
+                    known = self._udp_table.get(frame[26:38])
+                    if (
+                        known is not None
+                        and 42 <= end <= size
+                        and frame[38] << 8 | frame[39] == total - 20
+                        and self.neighbours.confirms(frame[26:30], frame[6:12], now)
+                    ):
+                        self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
                         return
         self._receive_any(frame, now)
 

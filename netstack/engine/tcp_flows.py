@@ -376,10 +376,10 @@ class TcpFlows:
             chunks, buffer.ready = buffer.ready, []
             count = sum(map(len, chunks))
             buffer.unsent += count
-            flow.sent += count
             if flow.inspection is not None:
                 self._inspect(flow, flow.inspection, chunks, now)
             elif flow.upstream:
+                flow.sent += count
                 self._outbox.effects.append(effects.SendStream(flow.id, chunks))
         if connection.signals:
             self._take_signals(flow, connection, now)
@@ -504,6 +504,7 @@ class TcpFlows:
             self._turn_away(flow, inspection, refusal, now)
             return
         if passed:
+            flow.sent += sum(map(len, passed))
             self._outbox.effects.append(effects.SendStream(flow.id, passed))
         if inspection.over:
             flow.inspection = None

@@ -10,7 +10,7 @@ import errno
 import itertools
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -18,6 +18,7 @@ from netstack.engine import effects
 from netstack.engine.effects import OpenNamed, ResolveName
 from netstack.engine.stack import Stack
 from netstack.gateway.host_sockets import HostSockets, address_text, new_stream_socket
+from netstack.gateway.resolver import AnswersDns
 from netstack.gateway.socket_errors import failure_of
 from netstack.wire import dns as wire
 from netstack.wire import ipv4
@@ -29,13 +30,6 @@ MAX_ATTEMPTS: Final = 16
 
 _AAAA: Final = 28
 _UNROUTED: Final = ("2001:db8::1", 53)
-
-
-class AnswersDns(Protocol):
-    """What is needed of a resolver."""
-
-    async def ask(self, message: bytes) -> bytes | None:
-        """Ask upstream; None when nobody answered."""
 
 
 class Dialer:

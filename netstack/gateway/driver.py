@@ -6,8 +6,10 @@ Everything between a wake-up and the frames it leads to is plain calls: `flush` 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -27,14 +29,18 @@ from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
-from netstack.gateway.dialer import AnswersDns, Dialer
+from netstack.gateway.dialer import Dialer
 from netstack.gateway.host_sockets import HostSockets
+from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
 
 _Asked = TypeVar("_Asked")
 
 MAX_BACKLOG: Final = 256
 """Frames a link may have waiting before its guests' bulk data is held back in the engine, where nothing is lost."""
+TICK: Final = 0.002
+"""Seconds by which a timer may be late: what falls due while there is traffic needs no wake-up of its own."""
+_NOBODY: Final[frozenset[bytes]] = frozenset()
 FRAMES_PER_FLUSH: Final = 256
 """Frames with bulk data in one batch; then others are heard."""
 
@@ -89,7 +95,8 @@ class Driver:
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
         self._nursery: trio.Nursery | None = None
-        self._timer = trio.CancelScope()
+        self._alarm = trio.CancelScope()
+        self._due = math.inf
         self._more = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -100,6 +107,7 @@ class Driver:
                 nursery.start_soon(self._watch_host_sockets)
                 nursery.start_soon(self._watch_time)
                 nursery.start_soon(self._send_more)
+                nursery.start_soon(self._resolver.run, self.flush)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
@@ -157,9 +165,8 @@ class Driver:
 
     async def _watch_time(self) -> None:
         while True:
-            with trio.CancelScope(deadline=self.stack.next_deadline()) as self._timer:
+            with trio.CancelScope(deadline=max(self._due, trio.current_time() + TICK)) as self._alarm:
                 await trio.sleep_forever()
-            self.stack.advance(trio.current_time())
             self.flush()
 
     async def _send_more(self) -> None:
@@ -181,17 +188,21 @@ class Driver:
 
     def _held(self, now: float) -> frozenset[bytes]:
         """The MACs on links that are behind. One guest that does not read holds back nobody else."""
-        behind = {port: each for port, each in self._attached.items() if each.link.backlog >= MAX_BACKLOG}
-        if not behind:
-            return frozenset()
-        for attached in behind.values():
-            attached.behind.set()
+        behind = None
+        for port, attached in self._attached.items():
+            if attached.link.backlog >= MAX_BACKLOG:
+                attached.behind.set()
+                behind = {port} if behind is None else behind | {port}
+        if behind is None:
+            return _NOBODY
         return frozenset(entry.mac for entry in self.switch.table(now) if entry.port in behind)
 
     def flush(self) -> None:
-        """Carry out what the engine asks, send what it has for the guests, and set the alarm for the next deadline."""
+        """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm."""
         stack = self.stack
         now = trio.current_time()
+        if self._due <= now:
+            stack.advance(now)
         perform = self.sockets.perform
         asked = stack.take_effects(now)
         while asked:
@@ -200,7 +211,8 @@ class Driver:
                     if self._event_sink is not None:
                         self._event_sink(effect.event, now)
                 elif isinstance(effect, ResolveUpstream):
-                    self._start(self._resolve, effect)
+                    if not self._resolver.begin(effect.message, partial(self._resolved, effect.query)):
+                        self._start(self._resolve, effect)
                 elif isinstance(effect, OpenNamed):
                     if not self._dialer.open_at_once(effect, now):
                         self._start(self._dialer.open_named, effect)
@@ -220,9 +232,11 @@ class Driver:
             self.switch.egress(frames)
         if stack.frames_wait:
             self._more.set()
-        deadline = stack.next_deadline()
-        if deadline < self._timer.deadline:  # moving it costs; one that comes too early only looks around
-            self._timer.deadline = deadline
+        due = self._due = stack.next_deadline()
+        alarm = self._alarm.deadline
+        # Moving it costs, and so does waking for what the next flush sees anyhow.
+        if due < alarm or alarm - now < TICK / 2:
+            self._alarm.deadline = max(due, now + TICK)
 
     def _start(self, task: Callable[[_Asked], Awaitable[None]], effect: _Asked) -> None:
         if self._nursery is not None:
@@ -260,6 +274,8 @@ class Driver:
         self.stack.note_drop(f"switch-{reason.replace(' ', '-').replace(chr(39), '').lower()}")
 
     async def _resolve(self, effect: ResolveUpstream) -> None:
-        answer = await self._resolver.ask(effect.message)
-        self.stack.dns_resolved(effect.query, answer, trio.current_time())
+        self._resolved(effect.query, await self._resolver.ask(effect.message))
         self.flush()
+
+    def _resolved(self, query: int, answer: bytes | None) -> None:
+        self.stack.dns_resolved(query, answer, trio.current_time())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import selectors
 import socket
 import struct
 import sys
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 from netstack.engine import effects
 from netstack.engine.stack import Stack
+from netstack.gateway.poller import READ, WRITE, Poller
 from netstack.gateway.socket_errors import failure_of, keep_errors, read_errors
 from netstack.wire import icmp
 
@@ -50,22 +50,24 @@ _NOT_NOW: Final = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS)
 class _Host:
     """A registered host socket."""
 
-    __slots__ = ("flow", "interest", "sock")
+    __slots__ = ("descriptor", "flow", "interest", "sock")
 
     def __init__(self, flow: int, sock: socket.socket) -> None:
         self.flow = flow
         self.sock = sock
+        self.descriptor = sock.fileno()
         self.interest = 0
 
 
 class _Stream(_Host):
-    __slots__ = ("address", "closing", "connecting", "ended", "shutting", "unsent")
+    __slots__ = ("address", "closing", "connecting", "ended", "port", "shutting", "unsent")
 
     def __init__(self, flow: int, sock: socket.socket) -> None:
         super().__init__(flow, sock)
         self.connecting = True
         self.address = b""
-        """What is dialled."""
+        self.port = 0
+        """What is dialled, address and port."""
         self.unsent: deque[bytes | memoryview] = deque()
         self.shutting = False
         self.closing = False
@@ -89,9 +91,10 @@ class HostSockets:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._selector = selectors.DefaultSelector()
+        self._poller = Poller()
         self._closed = False
         self._hosts: dict[int, _Host] = {}
+        self._watched: dict[int, _Host] = {}  # by descriptor
         self._lingering: dict[int, _Stream] = {}
         self._ready: deque[tuple[_Host, int]] = deque()
         self._buffer = bytearray(65_536)
@@ -114,7 +117,7 @@ class HostSockets:
 
     def fileno(self) -> int:
         """Readable when any host socket has something to be handled by `handle_ready`."""
-        return self._selector.fileno()
+        return self._poller.fileno()
 
     def __len__(self) -> int:
         """Host sockets open."""
@@ -132,13 +135,14 @@ class HostSockets:
             if isinstance(host, _Stream):
                 _reset_on_close(host.sock)
             self._drop(host)
-        self._selector.close()
+        self._poller.close()
 
     def handle_ready(self, now: float) -> None:
         """Handle host sockets that are ready, each once and SOCKETS_PER_WAKE at most; the others are next."""
         ready = self._ready
         if not ready:
-            ready.extend((key.data, mask) for key, mask in self._selector.select(0))
+            watched = self._watched
+            ready.extend([(watched[descriptor], mask) for descriptor, mask in self._poller.poll()])
         for _ in range(min(len(ready), SOCKETS_PER_WAKE)):
             host, mask = ready.popleft()
             mask &= host.interest  # what was ready may have been closed since, or be watched no more
@@ -148,9 +152,9 @@ class HostSockets:
                 if host.connecting:
                     self._connected(host, now)
                     continue
-                if mask & selectors.EVENT_WRITE:
+                if mask & WRITE:
                     self._flush(host, now)
-                if mask & host.interest & selectors.EVENT_READ:
+                if mask & host.interest & READ:
                     self._read(host, now)
             elif type(host) is _Echo:
                 self._receive_echoes(host, now)
@@ -163,7 +167,8 @@ class HostSockets:
         """Watch a new socket. Raises OSError when the kernel has no place for it (epoll_ctl(2): ENOMEM, ENOSPC)."""
         if self._closed:
             raise OSError(errno.ECANCELED, "the host's side is closed")
-        self._selector.register(host.sock, interest, host)
+        self._poller.register(host.descriptor, interest)
+        self._watched[host.descriptor] = host
         host.interest = interest
         self._hosts[host.flow] = host
 
@@ -173,22 +178,26 @@ class HostSockets:
             return True
         try:
             if not stream.interest:
-                self._selector.register(stream.sock, interest, stream)
-            elif not interest:
-                self._selector.unregister(stream.sock)
+                self._poller.register(stream.descriptor, interest)
+                self._watched[stream.descriptor] = stream
+            elif interest:
+                self._poller.modify(stream.descriptor, interest)
             else:
-                self._selector.modify(stream.sock, interest, stream)
+                self._unwatch(stream)
         except OSError:
-            stream.interest = 0  # the selector has forgotten it by now
             self._fail(stream, now)
             return False
         stream.interest = interest
         return True
 
+    def _unwatch(self, host: _Host) -> None:
+        host.interest = 0
+        del self._watched[host.descriptor]
+        self._poller.unregister(host.descriptor)
+
     def _drop(self, host: _Host) -> None:
         if host.interest:
-            self._selector.unregister(host.sock)
-            host.interest = 0
+            self._unwatch(host)
         self._hosts.pop(host.flow, None)
         self._lingering.pop(host.flow, None)
         _close(host.sock)
@@ -213,8 +222,8 @@ class HostSockets:
             number = sock.connect_ex((address_text(address), port))
             if number in (0, errno.EINPROGRESS):
                 stream = _Stream(flow, sock)
-                stream.address = address
-                self._add(stream, selectors.EVENT_WRITE)
+                stream.address, stream.port = address, port
+                self._add(stream, WRITE)
                 return
         except OSError as error:
             number = error.errno or errno.EIO
@@ -225,11 +234,11 @@ class HostSockets:
         """Take over a connected socket for a flow whose name was dialled."""
         stream = _Stream(flow, sock)
         stream.connecting = False
-        self._add(stream, selectors.EVENT_READ)
+        self._add(stream, READ)
 
     def _connected(self, stream: _Stream, now: float) -> None:
         number = stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not number and _is_connected_to_itself(stream.sock):
+        if not number and _is_connected_to_itself(stream.sock, stream.port):
             _reset_on_close(stream.sock)
             number = errno.ECONNREFUSED
         if number:
@@ -238,7 +247,7 @@ class HostSockets:
             return
         stream.connecting = False
         self._stack.stream_opened(stream.flow, now, stream.address)
-        self._watch(stream, selectors.EVENT_READ, now)
+        self._watch(stream, READ, now)
 
     def _send_stream(self, effect: effects.SendStream, now: float) -> None:
         stream = self._stream(effect.flow)
@@ -255,7 +264,7 @@ class HostSockets:
             if sent < len(chunk):
                 stream.unsent.append(memoryview(chunk)[sent:])
                 stream.unsent.extend(chunks[index + 1 :])
-                self._watch(stream, stream.interest | selectors.EVENT_WRITE, now)
+                self._watch(stream, stream.interest | WRITE, now)
                 return
             sent -= len(chunk)
 
@@ -283,13 +292,13 @@ class HostSockets:
                 unsent[0] = memoryview(unsent[0])[sent:]
         if stream.closing:
             self._drop(stream)
-        elif self._watch(stream, stream.interest & ~selectors.EVENT_WRITE, now) and stream.shutting:
+        elif self._watch(stream, stream.interest & ~WRITE, now) and stream.shutting:
             self._finish_writing(stream, now)
 
     def _read(self, stream: _Stream, now: float) -> None:
         room = self._stack.stream_room(stream.flow)
         if not room:
-            self._watch(stream, stream.interest & ~selectors.EVENT_READ, now)
+            self._watch(stream, stream.interest & ~READ, now)
             return
         try:
             data = stream.sock.recv(min(room, READ_SIZE))
@@ -302,7 +311,7 @@ class HostSockets:
             self._stack.stream_received(stream.flow, data)
         else:
             stream.ended = True
-            if self._watch(stream, stream.interest & ~selectors.EVENT_READ, now):
+            if self._watch(stream, stream.interest & ~READ, now):
                 self._stack.stream_ended(stream.flow)
 
     def _fail(self, stream: _Stream, now: float) -> None:
@@ -312,7 +321,7 @@ class HostSockets:
     def _read_stream(self, effect: effects.ReadStream, now: float) -> None:
         stream = self._stream(effect.flow)
         if stream is not None and not stream.ended and not stream.connecting:
-            self._watch(stream, stream.interest | selectors.EVENT_READ, now)
+            self._watch(stream, stream.interest | READ, now)
 
     def _shutdown_stream(self, effect: effects.ShutdownStream, now: float) -> None:
         stream = self._stream(effect.flow)
@@ -363,7 +372,7 @@ class HostSockets:
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             keep_errors(sock)
             made = _Datagrams(flow, sock)
-            self._add(made, selectors.EVENT_READ)
+            self._add(made, READ)
         except OSError:
             if sock is not None:
                 _close(sock)
@@ -448,7 +457,7 @@ class HostSockets:
             sock = open_ping_socket()
             keep_errors(sock)
             made = _Echo(flow, sock)
-            self._add(made, selectors.EVENT_READ)
+            self._add(made, READ)
         except OSError as error:
             if sock is not None:
                 _close(sock)
@@ -518,8 +527,10 @@ def _close(sock: socket.socket) -> None:
         sock.close()
 
 
-def _is_connected_to_itself(sock: socket.socket) -> bool:
+def _is_connected_to_itself(sock: socket.socket, port: int) -> bool:
     """Whether a dial to a local port that nobody listens on was given that very port as its own, and met itself."""
-    with contextlib.suppress(OSError):  # reset again already: reading will tell
-        return bool(sock.getsockname() == sock.getpeername())
-    return False
+    try:
+        own = sock.getsockname()
+        return bool(own[1] == port and own == sock.getpeername())
+    except OSError:
+        return False  # reset again already: reading will tell

@@ -7,6 +7,9 @@ ICMP "port unreachable" is known at once. What does not answer the question is i
 Servers are asked one after the other. One that does not answer is put behind the others for a while, longer each time,
 and then tried again with one question and little patience, so a dead first server costs next to nothing.
 
+The usual question takes no task: the first attempt at a server that is well is a call, and so is its answer (see
+dns_exchanges). Only what needs more than that becomes a search.
+
 Slow names cannot starve quick ones: first attempts and later ones have places of their own, half of all each, and
 waiting questions get them in order. A question without an answer leaves its first place after one timeout (2 s) and is
 over after 10 s: the 1024 slow questions that one guest may have under way take about 200 of the 256 first places.
@@ -15,107 +18,42 @@ over after 10 s: the 1024 slow questions that one guest may have under way take 
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import secrets
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
+from netstack.gateway.dns_exchanges import Exchanges, open_connected
+from netstack.gateway.resolv_conf import Configuration, Server, parse_resolv_conf, parse_server, shown
 from netstack.wire import dns as wire
+
+log = logging.getLogger(__name__)
 
 DEADLINE: Final = 10.0
 """Seconds from a question to its answer or None, waiting for a place included. Twice a stub's usual patience."""
-TIMEOUT: Final = 2.0
-"""Seconds a server has before the next is asked, doubled each round. Less than resolv.conf's 5, after which a guest
-would have given up before the second server was asked."""
-MAX_TIMEOUT: Final = 5.0
-ATTEMPTS: Final = 2
-MAX_ATTEMPTS: Final = 5
 TCP_TIMEOUT: Final = 5.0
 MAX_IN_FLIGHT: Final = 512
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
-_DNS_PORT: Final = 53
-_MAX_SERVERS: Final = 3  # glibc's MAXNS
 _MAX_FILE: Final = 65536
 _CHECK_INTERVAL: Final = 1.0
+WARN_AGAIN: Final = 60.0
+"""Seconds between two warnings that no server answers."""
 _FIRST_PENALTY: Final = 5.0
 _MAX_PENALTY: Final = 60.0
 _MAX_FAILURES: Final = 10  # counted no further: the penalty has long stopped growing
 _PROBE_TIMEOUT: Final = 0.25
 _FAILURES: Final = (wire.SERVFAIL, wire.NOTIMP, wire.REFUSED)
+_NOT_AT_ONCE: Final = (*_FAILURES, wire.FORMERR)
 # Our own trouble, which says nothing about the server.
 _LOCAL_ERRORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
-
-SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-
-
-class Server(NamedTuple):
-    """A DNS server's address, ready for `connect`."""
-
-    family: socket.AddressFamily
-    address: SocketAddress
-
-
-class Configuration(NamedTuple):
-    """Whom to ask and how. `timeout` in seconds, `attempts` in rounds over all servers, `rotate`: they take turns."""
-
-    servers: tuple[Server, ...]
-    timeout: float = TIMEOUT
-    attempts: int = ATTEMPTS
-    rotate: bool = False
-
-
-LOCALHOST: Final = Server(socket.AF_INET, ("127.0.0.1", _DNS_PORT))
-
-
-def parse_server(text: str) -> Server:
-    """Read `192.0.2.1`, `192.0.2.1:5353`, `2001:db8::1`, `fe80::1%eth0` or `[2001:db8::1]:5353`. Raises ValueError."""
-    host, port = text, str(_DNS_PORT)
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text!r} is no server: an IPv6 address with a port is written [ADDRESS]:PORT")
-        port = rest[1:] or port
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"{text!r} is no server: ports are 1 to 65535")
-    try:
-        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        family, _, _, _, address = socket.getaddrinfo(host or "-", int(port), type=socket.SOCK_DGRAM, flags=flags)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise ValueError(f"{text!r} is no server: {host!r} is no IP address") from error
-    if family == socket.AF_INET and address[0] != host:
-        raise ValueError(f"{text!r} is no server: an IPv4 address has four decimal numbers")
-    return Server(family, address)  # type: ignore[arg-type]  # numeric hosts are IPv4 or IPv6, never (int, bytes)
-
-
-def parse_resolv_conf(text: str) -> Configuration:
-    """Read resolv.conf(5) as glibc does: at most three servers, 127.0.0.1 when it names none; nonsense is skipped."""
-    servers: list[Server] = []
-    timeout, attempts, rotate = TIMEOUT, ATTEMPTS, False
-    for line in text.splitlines():
-        word, *rest = line.split() or [""]
-        if word == "nameserver" and rest and len(servers) < _MAX_SERVERS:
-            try:
-                server = parse_server(rest[0])
-            except ValueError:
-                continue
-            servers.append(server)
-        elif word == "options":
-            for option in rest:
-                name, _, value = option.partition(":")
-                if name == "rotate":
-                    rotate = True
-                elif name == "timeout" and value.isascii() and value.isdigit():
-                    timeout = min(max(float(value), 1.0), MAX_TIMEOUT)
-                elif name == "attempts" and value.isascii() and value.isdigit():
-                    attempts = min(max(int(value), 1), MAX_ATTEMPTS)
-    return Configuration(tuple(servers) or (LOCALHOST,), timeout, attempts, rotate)
 
 
 class _Health:
@@ -143,8 +81,27 @@ class _Health:
             self.failed_at = now
 
 
-class Resolver:
-    """The host's view of DNS. `asked`, `unanswered`, `over_tcp` and `ignored` (datagrams that fit nothing) count up."""
+class AnswersDns(ABC):
+    """What is needed of a resolver."""
+
+    @abstractmethod
+    async def ask(self, message: bytes) -> bytes | None:
+        """Ask upstream; None when nobody answered."""
+
+    def begin(self, _message: bytes, _done: Callable[[bytes | None], None]) -> bool:
+        """Ask without a task, if that is possible: `done` gets the answer later. False: use `ask`."""
+        return False
+
+    async def run(self, _told: Callable[[], None]) -> None:
+        """Carry on what was begun, until cancelled; `told` is called after answers were handed over."""
+        await trio.sleep_forever()
+
+
+class Resolver(AnswersDns):
+    """The host's view of DNS. `asked`, `unanswered`, `over_tcp` and `ignored` (datagrams that fit nothing) count up.
+
+    `ask` needs nothing but itself; for `begin`, `run` must be running.
+    """
 
     def __init__(
         self,
@@ -165,7 +122,9 @@ class Resolver:
         self.asked = 0
         self.unanswered = 0
         self.over_tcp = 0
-        self.ignored = 0
+        self._exchanges = Exchanges()
+        self._searches: trio.Nursery | None = None
+        self._told: Callable[[], None] = lambda: None
         self._resolv_conf = resolv_conf
         self._never_ask = frozenset(parse_server(address).address[0] for address in never_ask)
         self._servers_changed = servers_changed
@@ -178,8 +137,93 @@ class Resolver:
         self._file_state: tuple[int, ...] | None = None
         self._health: dict[Server, _Health] = {}
         self._configuration = Configuration(())
+        self._silent = False
+        self._warned = -math.inf
         if given:
             self._use(Configuration(given))
+
+    @property
+    def ignored(self) -> int:
+        """Datagrams that answered no question."""
+        return self._exchanges.ignored
+
+    async def run(self, told: Callable[[], None]) -> None:
+        """Wait for answers to what was begun, until cancelled. `told` is called after they were handed over."""
+        self._told = told
+        try:
+            async with trio.open_nursery() as nursery:
+                self._searches = nursery
+                await self._exchanges.run(told)
+        finally:
+            self._searches = None
+
+    def begin(self, message: bytes, done: Callable[[bytes | None], None]) -> bool:
+        """Ask a query as `ask` does, without waiting: `done` gets what `ask` returns, later.
+
+        False, and nothing was done, when it needs more than one server that is well: then it is for `ask`.
+        """
+        if not self._exchanges.running:
+            return False
+        self._refresh()
+        candidates = self._candidates(set(), self._turn + 1 if self._configuration.rotate else 0)
+        if not candidates or self._health[candidates[0]].failures or self._configuration.attempts == 1:
+            return False
+        try:
+            self._first_places.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        server, now = candidates[0], trio.current_time()
+        over = partial(self._first_attempt_over, server, message, now, done)
+        try:
+            self._exchanges.start(server, message, now + self._configuration.timeout, over)
+        except OSError:
+            self._first_places.release()
+            return False
+        self.asked += 1
+        self._turn += 1
+        return True
+
+    def _first_attempt_over(
+        self,
+        server: Server,
+        message: bytes,
+        asked: float,
+        done: Callable[[bytes | None], None],
+        answer: bytes | OSError | None,
+    ) -> None:
+        self._first_places.release()
+        health = self._health.get(server) or _Health()
+        if isinstance(answer, bytes):
+            health.answered(trio.current_time())
+            if not answer[2] << 8 & wire.TC and answer[3] & wire.RCODE not in _NOT_AT_ONCE:
+                self._tell_answer()
+                done(answer)
+                return
+        elif answer is None or answer.errno not in _LOCAL_ERRORS:
+            health.failed(trio.current_time(), asked)
+        if self._searches is not None:
+            heard = answer if isinstance(answer, bytes) else None
+            self._searches.start_soon(self._go_on, server, message, heard, asked, done)
+
+    async def _go_on(
+        self,
+        server: Server,
+        message: bytes,
+        heard: bytes | None,
+        asked: float,
+        done: Callable[[bytes | None], None],
+    ) -> None:
+        """What `begin` began needs more: over TCP, without EDNS, or of another server."""
+        search = _Search(message)
+        with trio.move_on_at(asked + DEADLINE):
+            over = False
+            if heard is not None:
+                async with self._later_places:
+                    over = await self._attempt(server, search, self._configuration.timeout, heard)
+            if not over:
+                await self._search(search, {server})
+        done(self._outcome(search, asked))
+        self._told()
 
     async def ask(self, message: bytes) -> bytes | None:
         """Ask one query (its id does not matter) and return a server's answer, None when there is none after 10 s.
@@ -188,23 +232,47 @@ class Resolver:
         no server gave the whole of it over TCP.
         """
         self.asked += 1
+        asked = trio.current_time()
         self._refresh()
         search = _Search(message)
+        self._turn += 1
         with trio.move_on_after(DEADLINE):
             await self._search(search)
+        return self._outcome(search, asked)
+
+    def _outcome(self, search: _Search, asked: float) -> bytes | None:
         answer = search.best()
         if answer is None:
             self.unanswered += 1
+            self._tell_silence(asked)
+        else:
+            self._tell_answer()
         return answer
 
-    async def _search(self, search: _Search) -> None:
-        """Ask server after server until one has an answer to go with."""
+    def _tell_answer(self) -> None:
+        if self._silent:
+            self._silent = False
+            log.warning("a DNS server answers again")
+
+    def _tell_silence(self, since: float) -> None:
+        """Say it when nobody has answered anything since a question was asked: guests are only told SERVFAIL."""
+        now = trio.current_time()
+        servers = self._configuration.servers
+        if now - self._warned < WARN_AGAIN or any(self._health[server].last_answer >= since for server in servers):
+            return
+        self._silent = True
+        self._warned = now
+        asked = ", ".join(shown(server) for server in servers)
+        what = f"no DNS server answers (asked: {asked})" if asked else "there is no DNS server to ask"
+        log.warning("%s: guests are told SERVFAIL, and names cannot be dialled", what)
+
+    async def _search(self, search: _Search, tried: Collection[Server] = ()) -> None:
+        """Ask server after server, `tried` not in the first round, until one has an answer to go with."""
         timeout, rounds = self._configuration.timeout, self._configuration.attempts
-        places = self._first_places
-        self._turn += 1
+        places = self._later_places if tried else self._first_places
         turn = self._turn if self._configuration.rotate else 0
         for attempt in range(rounds):
-            tried = set(search.failing)
+            tried = set(search.failing) if attempt else {*tried, *search.failing}
             while self._candidates(tried, turn):
                 try:
                     places.acquire_nowait()
@@ -237,8 +305,8 @@ class Resolver:
             candidates.sort(key=lambda server: self._health[server].suspect_until > now)
         return candidates
 
-    async def _attempt(self, server: Server, search: _Search, patience: float) -> bool:
-        """Ask one server once. True when it gave an answer to go with."""
+    async def _attempt(self, server: Server, search: _Search, patience: float, heard: bytes | None = None) -> bool:
+        """Ask one server once, or go on from what was `heard` of it. True when it gave an answer to go with."""
         asked = trio.current_time()
         # Servers change while questions wait: then this one's health is nobody's business any more.
         health = self._health.get(server) or _Health()
@@ -249,7 +317,7 @@ class Resolver:
         answer: bytes | None = None
         try:
             with trio.move_on_after(patience):
-                answer = await self._ask_udp(server, search.message)
+                answer = await self._ask_udp(server, search.message, heard)
         except OSError as error:
             if error.errno in _LOCAL_ERRORS:
                 return False
@@ -271,9 +339,9 @@ class Resolver:
         search.answer = answer
         return True
 
-    async def _ask_udp(self, server: Server, message: bytes) -> bytes:
+    async def _ask_udp(self, server: Server, message: bytes, heard: bytes | None) -> bytes:
         """A server's answer. Raises OSError when the server or the network refuses; waits for ever otherwise."""
-        answer = await self._exchange(server, message)
+        answer = heard or await self._exchange(server, message)
         if answer[3] & wire.RCODE in (wire.FORMERR, wire.NOTIMP) and _has_additional(message) > _has_additional(answer):
             # RFC 6891 section 7: a server that does not know EDNS says so by an error without OPT.
             answer = await self._exchange(server, wire.without_opt(message))
@@ -281,9 +349,7 @@ class Resolver:
 
     async def _exchange(self, server: Server, message: bytes) -> bytes:
         query = secrets.token_bytes(2) + message[2:]
-        with socket.socket(server.family, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.connect(server.address)
+        with open_connected(server) as sock:
             sock.send(query)
             while True:
                 await trio.lowlevel.wait_readable(sock)
@@ -293,7 +359,7 @@ class Resolver:
                     continue  # a datagram with a bad checksum wakes us too
                 if wire.answers_question(datagram, query):
                     return datagram
-                self.ignored += 1
+                self._exchanges.ignored += 1
 
     def _refresh(self) -> None:
         """Look whether resolv.conf is another file than at the last look."""

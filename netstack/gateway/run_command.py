@@ -37,6 +37,7 @@ from netstack.config import (
 from netstack.engine.events import Event
 from netstack.engine.settings import LinkTraits
 from netstack.gateway import RunFailed
+from netstack.gateway.capture_comments import CaptureComments
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.host_sockets import open_ping_socket
@@ -172,6 +173,7 @@ class Gateway:
         self._attachments = attachments
         self._watch = watch
         self._capture: CaptureWriter | None = None
+        self._comments: CaptureComments | None = None
         self._events: EventLog | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
@@ -181,7 +183,8 @@ class Gateway:
             if config.capture is not None:
                 from guest_iface.capture import CaptureWriter
 
-                self._capture = CaptureWriter(config.capture)
+                self._comments = CaptureComments()
+                self._capture = CaptureWriter(config.capture, comment=self._comments.take)
         except (EventLogError, LinkError) as error:
             attachments.close()
             raise RunFailed(str(error)) from error
@@ -201,7 +204,7 @@ class Gateway:
             resolver=resolver,
             policy=config.policy.policy(),
             hooks=config.hooks,
-            event_sink=self._report if self._events or watch else None,
+            event_sink=self._report if self._events or self._comments or watch else None,
         )
 
     def _forget_names(self) -> None:
@@ -210,6 +213,8 @@ class Gateway:
     def _report(self, event: Event, _now: float) -> None:
         if self._events is not None:
             self._events.write(event)
+        if self._comments is not None:
+            self._comments.note(event)
         if self._watch is not None:
             self._watch(event)
 

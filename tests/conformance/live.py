@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -15,10 +16,13 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from guest_iface.capture import CaptureWriter
 from guest_iface.link import Link, LinkCapabilities, LinkClosed, LinkCounters
 from netstack.config import network_settings
 from netstack.engine.events import Event
+from netstack.gateway.capture_comments import CaptureComments
 from netstack.gateway.driver import Driver
+from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner, Hooks
 from netstack.network_spec import NetworkSpec
 
@@ -103,21 +107,34 @@ class LiveGuest:
 class Live:
     """A running driver and what it told."""
 
-    def __init__(self, driver: Driver, nursery: trio.Nursery) -> None:
+    def __init__(self, driver: Driver, nursery: trio.Nursery, capture: CaptureWriter | None = None) -> None:
         self.driver = driver
         self.events: list[Event] = []
         self._nursery = nursery
+        self._capture = capture
+
+    def serve(self, link: Link) -> None:
+        """Attach a guest on a link of the test's."""
+        self._nursery.start_soon(self.driver.serve, link if self._capture is None else self._capture.tee(link))
 
     async def attach(self, mac: str = GUEST_MAC, address: str = GUEST) -> LiveGuest:
         """One more guest, on a link of its own."""
         link = MemoryLink(mac)
-        self._nursery.start_soon(self.driver.serve, link)
+        self.serve(link)
         await settled()
         return LiveGuest(link, mac, address)
 
     def told(self, kind: type[E]) -> list[E]:
         """All events of a kind so far."""
         return [event for event in self.events if isinstance(event, kind)]
+
+    async def settle_until(self, condition: Callable[[], object]) -> None:
+        """Let sockets and tasks go on until something holds."""
+        for _ in range(int(LIMIT * 1000)):
+            if condition():
+                return
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        raise AssertionError("it does not come to pass")
 
     async def wait_for(self, kind: type[E], number: int = 1) -> list[E]:
         """The same once there are so many."""
@@ -128,7 +145,7 @@ class Live:
         raise AssertionError(f"{number} events of {kind.__name__} did not come: {self.events}")
 
 
-class NoUpstream:
+class NoUpstream(AnswersDns):
     """A resolver nobody may ask."""
 
     async def ask(self, message: bytes) -> bytes | None:
@@ -147,22 +164,36 @@ async def running(
     hooks: Hooks | None = None,
     may_allow: bool = False,
     deadline: float = 5.0,
+    resolver: AnswersDns | None = None,
+    capture: Path | None = None,
 ) -> AsyncIterator[Live]:
-    """A gateway under a list for the time of the block; afterwards every host socket is closed."""
+    """A gateway under a list for the time of the block; afterwards every host socket is closed.
+
+    Without a `resolver` nothing may be asked upstream; what guests send and are sent goes into `capture`.
+    """
     box: list[Live] = []
+    comments = CaptureComments()
+    writer = None if capture is None else CaptureWriter(capture, comment=comments.take)
+
+    def tell(event: Event, _now: float) -> None:
+        box[0].events.append(event)
+        comments.note(event)
+
     driver = Driver(
         network_settings(),
-        resolver=NoUpstream(),
+        resolver=resolver or NoUpstream(),
         policy=(spec or NetworkSpec.enabled(rules)).policy(),
         hooks=HookRunner(hooks, may_allow=may_allow, deadline=deadline) if hooks else None,
-        event_sink=lambda event, _now: box[0].events.append(event),
+        event_sink=tell,
     )
     async with trio.open_nursery() as nursery:
-        box.append(Live(driver, nursery))
+        box.append(Live(driver, nursery, writer))
         await nursery.start(driver.run)
         yield box[0]
         nursery.cancel_scope.cancel()
     assert len(driver.sockets) == 0
+    if writer is not None:
+        writer.close()
 
 
 @contextlib.contextmanager

@@ -209,7 +209,7 @@ def test_D7_reset_after_the_hello(guest: Guest) -> None:
     assert wire.asked() == [AbortStream(flow)]
     closed = wire.one_flow_event()
     assert isinstance(closed, FlowClosed)
-    assert (closed.reason, closed.sent) == ("reset by guest", len(HELLO))
+    assert (closed.reason, closed.sent) == ("reset by guest", 0)
     assert is_gone(connection)
     wire.stack.stream_opened(flow, wire.now, ip(SITE))
     assert wire.asks_nothing(), "too late"

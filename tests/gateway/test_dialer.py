@@ -22,6 +22,7 @@ from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.gateway import dialer
 from netstack.gateway.dialer import ATTEMPT_DELAY, MAX_ATTEMPTS, Dialer
+from netstack.gateway.resolver import AnswersDns
 from netstack.network_spec import NetworkSpec
 
 NAME = "api.example.com"
@@ -34,7 +35,7 @@ def packed(address: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
-class Upstream:
+class Upstream(AnswersDns):
     """A resolver with a zone; `delay` seconds for each answer."""
 
     def __init__(self) -> None:

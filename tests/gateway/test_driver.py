@@ -26,6 +26,7 @@ from netstack.engine.events import Event, FlowClosed, FlowOpened, LeaseEvent
 from netstack.engine.settings import LinkTraits, NetworkSettings
 from netstack.gateway import driver as driver_module
 from netstack.gateway.driver import MAX_BACKLOG, Driver, keyed_sequence_numbers
+from netstack.gateway.resolver import AnswersDns
 
 GATEWAY_MAC, BROADCAST_MAC = "5a:94:ef:e4:0c:dd", "ff:ff:ff:ff:ff:ff"
 GATEWAY, ALIAS = "192.168.127.1", "192.168.127.254"
@@ -105,7 +106,7 @@ class MemoryLink(Link):
         return Ether(self.to_guest.pop(0))
 
 
-class NoResolver:
+class NoResolver(AnswersDns):
     async def ask(self, message: bytes) -> bytes | None:
         raise AssertionError("nothing is to be asked upstream")
 
@@ -392,7 +393,7 @@ async def test_the_gateway_answers_ping() -> None:
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-class SlowResolver:
+class SlowResolver(AnswersDns):
     """Answers each question when it is told to."""
 
     def __init__(self) -> None:

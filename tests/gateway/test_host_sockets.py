@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import selectors
 import socket
 import struct
 import subprocess
@@ -38,6 +37,7 @@ from netstack.engine.effects import (
 from netstack.engine.stack import Stack
 from netstack.gateway import host_sockets, socket_errors
 from netstack.gateway.host_sockets import HostSockets, failure_of
+from netstack.gateway.poller import READ, WRITE
 
 LOOPBACK = b"\x7f\0\0\1"
 IP_RECVTTL = 12  # ip(7)
@@ -254,7 +254,7 @@ async def test_the_kernel_has_no_place_to_watch_another_socket(side: Side, monke
         def fail(*_arguments: object) -> None:
             raise OSError(errno.ENOSPC, "no space left on device")
 
-        monkeypatch.setattr(side.sockets._selector, "register", fail)
+        monkeypatch.setattr(side.sockets._poller, "register", fail)
         side.do(OpenStream(2, LOOPBACK, 80), OpenDatagrams(3), SendDatagram(3, LOOPBACK, 9, b"x", 63), ReadStream(1))
         assert side.engine.said == [
             ("failed", 2, effects.NO_RESOURCES),
@@ -321,7 +321,7 @@ async def test_what_the_peer_does_not_read_waits_and_is_reported_as_it_goes(side
             nursery.start_soon(read)
             await side.until(lambda: side.engine.taken[1] == len(data))
         assert received == data
-        assert side.sockets._hosts[1].interest == selectors.EVENT_READ
+        assert side.sockets._hosts[1].interest == READ
 
 
 async def test_more_pieces_than_one_call_takes(side: Side) -> None:
@@ -424,7 +424,7 @@ async def test_a_reset_by_the_peer_while_bytes_wait_for_it(side: Side) -> None:
     with await side.connect() as peer:
         side.do(SendStream(1, [bytes(8 << 20)]))
         await peer.send(b"x")
-        await side.until(lambda: side.sockets._hosts[1].interest == selectors.EVENT_WRITE)
+        await side.until(lambda: side.sockets._hosts[1].interest == WRITE)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await side.says(("reset", 1))
 
@@ -541,7 +541,7 @@ async def test_errors_are_reported_without_a_next_datagram_and_then_the_socket_i
     closed = unused_port(socket.SOCK_DGRAM)
     side.do(OpenDatagrams(1), SendDatagram(1, LOOPBACK, closed, b"x", 63))
     await side.says(("lost", 1, LOOPBACK, closed, effects.REFUSED))
-    assert side.sockets._selector.select(0) == [], "an error that stays would wake the driver for ever"
+    assert side.sockets._poller.poll() == [], "an error that stays would wake the driver for ever"
 
 
 async def test_an_error_that_only_the_queue_knows_of_is_read(side: Side) -> None:
@@ -550,7 +550,7 @@ async def test_an_error_that_only_the_queue_knows_of_is_read(side: Side) -> None
     side.do(OpenDatagrams(1), SendDatagram(1, LOOPBACK, closed, b"x", 63))
     assert side.sockets._hosts[1].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
     await side.says(("lost", 1, LOOPBACK, closed, effects.REFUSED))
-    assert side.sockets._selector.select(0) == []
+    assert side.sockets._poller.poll() == []
 
 
 async def test_time_to_live_is_kept_where_it_is_a_probe(side: Side) -> None:

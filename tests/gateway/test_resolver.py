@@ -27,19 +27,43 @@ from netstack.engine.outbox import Outbox
 from netstack.engine.policy import Policy, PolicySettings
 from netstack.engine.settings import NetworkSettings, Zone, ZoneRecord
 from netstack.engine.zones import Zones
+from netstack.gateway import resolv_conf
 from netstack.gateway import resolver as module
-from netstack.gateway.resolver import (
-    DEADLINE,
-    LOCALHOST,
-    TIMEOUT,
-    Configuration,
-    Resolver,
-    Server,
-    parse_resolv_conf,
-    parse_server,
-)
+from netstack.gateway.resolv_conf import LOCALHOST, TIMEOUT, Configuration, Server, parse_resolv_conf, parse_server
+from netstack.gateway.resolver import DEADLINE, Resolver
 
 ADDRESS = "192.0.2.1"
+
+
+class Begins(Resolver):
+    """Asks as the driver does: without a task where that is possible."""
+
+    _runs = False
+
+    async def ask(self, message: bytes) -> bytes | None:
+        if not self._runs:
+            self._runs = True
+            trio.lowlevel.spawn_system_task(self.run, lambda: None)
+            await trio.testing.wait_all_tasks_blocked()
+        over = trio.Event()
+        answers: list[bytes | None] = []
+
+        def done(answer: bytes | None) -> None:
+            answers.append(answer)
+            over.set()
+
+        if not self.begin(message, done):
+            return await super().ask(message)
+        await over.wait()
+        assert len(answers) == 1
+        return answers[0]
+
+
+@pytest.fixture(autouse=True, params=["ask", "begin"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is said of both ways."""
+    if request.param == "begin":
+        monkeypatch.setitem(globals(), "Resolver", Begins)
 
 
 @pytest.fixture
@@ -91,19 +115,30 @@ class Upstream:
                 await stream.send_all(DnsStream.frame(answer))
 
 
+async def same_port(family: int, host: str, *, tcp: bool) -> tuple[trio.socket.SocketType, list[trio.SocketListener]]:
+    """A UDP socket and, if wanted, a TCP listener on a port that is free for both."""
+    for _ in range(20):
+        udp = trio.socket.socket(family, socket.SOCK_DGRAM)
+        await udp.bind((host, 0))
+        try:
+            return udp, await trio.open_tcp_listeners(udp.getsockname()[1], host=host) if tcp else []
+        except OSError:
+            udp.close()  # somebody else's TCP has this port
+    raise AssertionError("no port is free for both")
+
+
 @asynccontextmanager
 async def upstream(respond: Handler, host: str = "127.0.0.1", *, tcp: bool = True) -> AsyncIterator[Upstream]:
     """A server on a free port, UDP and TCP, for the length of a block."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     async with trio.open_nursery() as nursery:
-        with trio.socket.socket(family, socket.SOCK_DGRAM) as udp:
-            await udp.bind((host, 0))
+        udp, listeners = await same_port(family, host, tcp=tcp)
+        with udp:
             server = Upstream(respond, udp)
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
             nursery.start_soon(server.serve_udp)
             if tcp:
-                (listener,) = await trio.open_tcp_listeners(server.port, host=host)
-                nursery.start_soon(trio.serve_listeners, server.serve_tcp, [listener])
+                nursery.start_soon(trio.serve_listeners, server.serve_tcp, listeners)
             yield server
             nursery.cancel_scope.cancel()
 
@@ -559,6 +594,46 @@ async def test_an_unreachable_network_is_a_failure_at_once(clock: trio.testing.M
 # resolv.conf.
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_that_nobody_answers_is_said_and_that_somebody_does_again(
+    clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, attempts: int
+) -> None:
+    """Once a minute at most, whatever guests ask for; one slow name is no matter while others are answered."""
+    well = True
+
+    async def respond(server: Upstream, message: bytes, client: tuple[str, int]) -> bytes | None:
+        return reply(message).to_wire() if well and b"slow" not in message else None
+
+    async with upstream(respond) as server:
+        resolver = Resolver([server.name])
+        resolver._configuration = resolver._configuration._replace(attempts=attempts)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(resolver.ask, query("slow.example."))
+            await trio.sleep(3)
+            assert await resolver.ask(query()) is not None
+        assert caplog.messages == []
+        well = False
+        for _ in range(4):
+            assert await resolver.ask(query()) is None
+        said = f"no DNS server answers (asked: {server.name}): guests are told SERVFAIL, and names cannot be dialled"
+        assert caplog.messages == [said]
+        await trio.sleep(60)
+        assert await resolver.ask(query()) is None
+        assert caplog.messages == [said, said]
+        well = True
+        for _ in range(2):
+            assert await resolver.ask(query()) is not None
+        assert caplog.messages == [said, said, "a DNS server answers again"]
+
+
+async def test_that_there_is_nobody_to_ask_is_said(
+    clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolver = Resolver(["192.0.2.1"], never_ask=["192.0.2.1"])
+    assert await resolver.ask(query()) is None
+    assert caplog.messages == ["there is no DNS server to ask: guests are told SERVFAIL, and names cannot be dialled"]
+
+
 async def test_resolv_conf_is_read_again_when_it_changes(clock: trio.testing.MockClock, tmp_path: Path) -> None:
     changes = 0
 
@@ -592,7 +667,7 @@ async def test_a_missing_resolv_conf_is_the_local_host(
 ) -> None:
     """As glibc does. Port 53 here may be anyone's, so another one stands for it."""
     async with upstream(good) as local, upstream(other) as named:
-        monkeypatch.setattr(module, "LOCALHOST", Server(socket.AF_INET, ("127.0.0.1", local.port)))
+        monkeypatch.setattr(resolv_conf, "LOCALHOST", Server(socket.AF_INET, ("127.0.0.1", local.port)))
         file = tmp_path / "resolv.conf"
         resolver = Resolver(resolv_conf=file)
         assert address_in(await resolver.ask(query())) == ADDRESS

@@ -274,6 +274,8 @@ class Guest:
         self.told(0)
         before, visits = len(self.internet.witness.visits), []
         yield visits
+        # The guest is connected as soon as the host's kernel is: the witness's thread may be yet to accept.
+        wait_until(lambda: len(self.internet.witness.visits) > before, f"a visit to {dialled}", timeout=10)
         visits += self.internet.witness.visits[before:]
         assert [f"{visit.address}:{visit.port}" for visit in visits] == [dialled]
         (event,) = self.told(1)

@@ -17,6 +17,7 @@ from dpkt import pcapng
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, Ether
 
+from guest_iface import capture
 from guest_iface.capture import FLUSH_INTERVAL, INBOUND, OUTBOUND, CaptureWriter
 from guest_iface.link import LinkError
 from guest_iface.seqpacket import SeqpacketLink
@@ -107,6 +108,53 @@ def test_wireshark_reads_it_without_a_warning(tmp_path: Path) -> None:
     assert words["File timestamp precision"].startswith("nanoseconds")
     assert words["Capture duration"].startswith("0.250000000")
     assert words["Capture application"] == "netstack"
+
+
+def comments_of(path: Path) -> list[str]:
+    """What stands beside each frame."""
+    return [
+        next((option.text for option in block.opts if option.code == pcapng.PCAPNG_OPT_COMMENT), "")
+        for block in blocks(path)
+    ]
+
+
+def test_comments_stand_beside_their_frames(tmp_path: Path) -> None:
+    """Of any length, in any alphabet; each frame is asked about once, with its direction."""
+    said = {PINGS[0]: "", PINGS[1]: "a", PINGS[2]: "four", PINGS[3]: "\u00fcber \U0001f600", PINGS[4]: "x" * 100_000}
+    asked = []
+
+    def comment(frame: bytes, direction: int) -> str:
+        asked.append((frame, direction))
+        return said[frame]
+
+    writer = CaptureWriter(tmp_path / "a.pcapng", clock=lambda: 0.0, comment=comment)
+    interface = writer.add_interface("x")
+    writer.write(interface, PINGS[:3], INBOUND)
+    writer.write(interface, PINGS[3:], OUTBOUND)
+    writer.close()
+    assert asked == [(ping, INBOUND) for ping in PINGS[:3]] + [(ping, OUTBOUND) for ping in PINGS[3:]]
+    assert comments_of(writer.path) == ["", "a", "four", "\u00fcber \U0001f600", "x" * capture.MAX_COMMENT]
+    assert [block.pkt_data for block in blocks(writer.path)] == PINGS
+    assert [block.opts[-2].data[0] for block in blocks(writer.path)] == [1, 1, 1, 2, 2]
+
+
+def test_held_frames_keep_their_place_and_time_and_hear_what_became_of_them(tmp_path: Path) -> None:
+    known, now = "", 10.0
+    writer = CaptureWriter(tmp_path / "a.pcapng", clock=lambda: now, comment=lambda _frame, _direction: known)
+    interface = writer.add_interface("x")
+    writer.hold(interface, PINGS[:1])
+    writer.flush()
+    assert blocks(writer.path) == [], "nothing is known of it yet"
+    known, now = "judged", 12.0
+    writer.write(interface, PINGS[1:2], OUTBOUND)
+    writer.hold(interface, PINGS[2:3])
+    writer.release()
+    writer.hold(interface, PINGS[3:4])
+    writer.close()
+    assert [block.pkt_data for block in blocks(writer.path)] == PINGS[:4]
+    times = [block.ts_high << 32 | block.ts_low for block in blocks(writer.path)]
+    assert [time - times[0] for time in times] == [0, 2_000_000_000, 2_000_000_000, 2_000_000_000]
+    assert comments_of(writer.path) == ["judged"] * 4
 
 
 async def test_the_tee_sees_both_directions(tmp_path: Path) -> None:
