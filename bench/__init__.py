@@ -6,8 +6,12 @@ plays the host, with the services the guest talks to on an address of its own, s
     guest namespace                                     host namespace
     load.c -> kernel -> TAP -> [bridge.c ->] the stack under test -> 198.51.100.10, serve.c
 
-`lab.py` makes and removes all that, `peers.py` knows how each stack is started, `rows.py` what is measured,
-`rules.py` what of it a list of rules is measured by, `report.py` how it is told.
-For each row every peer is measured in turn, round after round (A B C A B C ...), so that
-what else the machine does meets all of them; the ratios are medians of the ratios within each round.
+`lab.py` makes and removes all that, `peers.py` knows how each stack is started, `rows.py` what is measured, what is
+wanted `targets.py`; `rules.py` and `seen.py` measure rows again under a list of rules, with a capture and with events.
+`measure.py` takes the samples, `report.py` and `plots.py` tell them, `command.py` is what the commands share:
+`python -m bench`, `bench/sweep` (`sweep.py`: MTU x loss x flows; bridge.c loses the frames and holds them) and
+`bench/profile` (`flame_graph.py`).
+
+For each row every peer is measured in turn, round after round (A B C A B C ...), so that what else the machine does
+meets all of them; the ratios are medians of the ratios within each round.
 """

@@ -1,179 +1,211 @@
-"""`python -m bench`: measure rows on peers, print the table, write the JSON."""
+"""`python -m bench`: measure rows on peers, print the tables, write the JSON and the plots."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import resource
-import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from bench import report
-from bench.lab import BenchError, Session, Tools, remove_leftovers
-from bench.peers import DEFAULT_PEERS, PEERS, Peer
-from bench.rows import ROWS, Row, Sample
+from bench import plots, report, targets
+from bench.command import Display, checkouts_option, choose, prepared_tools, present
+from bench.lab import Tools
+from bench.measure import measure, rounds_of
+from bench.peers import PEERS, with_checkouts
+from bench.rows import ROWS
 from bench.rules import GROUPS, Group
+from bench.seen import SEEN
 
-DESCRIPTORS: Final = 65_536
-"""Open files allowed to the load and to the stacks: 1,000 flows are as many host sockets."""
-KNOWN_ROWS: Final = (*ROWS, *(name for group in GROUPS for name in group.rows))
-QUICK: Final = (1.0, 1)
+OWN_GROUPS: Final = (*GROUPS, SEEN)
+KNOWN_ROWS: Final = (*ROWS, *(name for group in OWN_GROUPS for name in group.rows))
+QUICK: Final = (0.3, 1)
 """Seconds and rounds of --quick."""
+QUICK_PEERS: Final = ("netstack", "netstack-tap", "gvproxy", "slirp4netns", "passt")
+"""Where no others are asked for."""
+PREFERRED_BASES: Final = ("gvproxy", "slirp4netns")
+"""What the targets are about, where it is measured and nothing else is asked for."""
 
 
-def measure(
-    row: Row, peers: Sequence[Peer], tools: Tools, *, mtu: int, seconds: float, rounds: int
-) -> list[report.Round]:
-    """Measure one row on every peer that has it, in turn, `rounds` times."""
-    turns: list[report.Round] = []
-    with contextlib.ExitStack() as stack:
-        sessions: dict[str, tuple[Session, contextlib.ExitStack]] = {}
-        for number in range(rounds):
-            turn: dict[str, Sample | str] = {}
-            for peer in peers:
-                if not row.applies_to(peer):
-                    continue
-                click.echo(f"{row.name}: {peer.name}, round {number + 1} of {rounds}", err=True)
-                try:
-                    if peer.name not in sessions:
-                        sessions[peer.name] = _open(peer, tools, mtu, stack)
-                    session, ending = sessions[peer.name]
-                    turn[peer.name] = row.measure(session, peer, seconds)
-                except BenchError as error:
-                    click.echo(f"  {error}", err=True)
-                    turn[peer.name] = str(error)
-                failed = isinstance(turn[peer.name], str)
-                if peer.name in sessions and (row.fresh or failed):
-                    _, ending = sessions.pop(peer.name)
-                    ending.close()
-            turns.append(turn)
-    return turns
+@dataclass
+class Outcome:
+    """What a group's rows gave so far."""
+
+    group: Group
+    base: str
+    versions: dict[str, str]
+    rows: dict[str, report.RowResult] = field(default_factory=dict)
+    targets: list[targets.Outcome] = field(default_factory=list)
 
 
-def _open(peer: Peer, tools: Tools, mtu: int, stack: contextlib.ExitStack) -> tuple[Session, contextlib.ExitStack]:
-    """A session with the peer running in it and the guest connected; it ends with what is returned or with `stack`."""
-    ending = stack.enter_context(contextlib.ExitStack())
-    session = ending.enter_context(Session(tools, mtu))
-    try:
-        peer.start(session)
-        session.await_first_echo()
-    except BenchError:
-        ending.close()
-        raise
-    return session, ending
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How much is measured."""
+
+    seconds: float
+    rounds: int
+    mtu: int
+
+    def samples(self, groups: Sequence[Group]) -> int:
+        """How many samples that makes."""
+        return sum(
+            rounds_of(row, self.rounds) * sum(row.applies_to(peer) for peer in group.peers)
+            for group in groups
+            for row in group.rows.values()
+        )
+
+    def measure(self, outcomes: Sequence[Outcome], tools: Tools) -> None:
+        """Fill the outcomes, row by row, so that those before an interruption are there."""
+        with Display(self.samples([outcome.group for outcome in outcomes])) as display:
+            for outcome in outcomes:
+                for row in outcome.group.rows.values():
+                    turns = measure(
+                        row,
+                        outcome.group.peers,
+                        tools,
+                        wire=row.wire(self.mtu),
+                        seconds=self.seconds,
+                        rounds=rounds_of(row, self.rounds),
+                        begin=display.begin,
+                        failed=display.failed,
+                    )
+                    outcome.rows[row.name] = report.summarise(row, turns, outcome.base)
+                    outcome.targets += targets.judge(row, turns)
 
 
-def _choose(option: str, text: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:
-    if text is None:
-        return list(default)
-    if text == "all":
-        return list(known)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise click.BadParameter(f"{name!r} is none of: {', '.join(known)}", param_hint=option)
-    return names
+def _tell(outcomes: Sequence[Outcome], host: dict[str, str], options: dict[str, Any]) -> None:
+    """Print what has been measured."""
+    for outcome in outcomes:
+        if not outcome.rows:
+            continue
+        console = report.output_console(len(outcome.group.peers))
+        for shown in report.tables(outcome.rows, outcome.group.peers, host, options, outcome.base, console.width):
+            console.print(shown)
+        if outcome.targets:
+            console.print(targets.table(outcome.targets, outcome.rows))
+        for line in report.notes(outcome.rows, outcome.versions):
+            console.print(line, style="dim", highlight=False, soft_wrap=True)
 
 
-def _present(names: Sequence[str], asked_for: bool) -> dict[str, str]:
-    """The versions of those peers that are on this machine. Says which are not; one asked for by name must be."""
-    versions: dict[str, str] = {}
-    for name in names:
-        try:
-            versions[name] = PEERS[name].version()
-        except BenchError as error:
-            if asked_for:
-                raise click.ClickException(f"{name}: {error}") from error
-            click.echo(f"without {name}: {error}", err=True)
-    if not versions:
-        raise click.ClickException("nothing to measure")
-    return versions
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    """End through every `finally`. A second signal does not cut the cleaning up short: it is bounded."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(128 + number)
+def _document(outcomes: Sequence[Outcome], host: dict[str, str], options: dict[str, Any]) -> dict[str, Any]:
+    """Everything of a run as plain values."""
+    groups = [
+        report.as_json(outcome.rows, outcome.group.peers, outcome.versions, outcome.base)
+        | {"targets": [asdict(target) for target in outcome.targets]}
+        for outcome in outcomes
+        if outcome.rows
+    ]
+    return {"format": report.FORMAT, "machine": host, "options": options, "groups": groups}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--rows",
-    help=f"Comma-separated, or all: {', '.join(KNOWN_ROWS)}. Default: all, without rules-* where peers are named.",
+    help=f"Comma-separated, with * for several, or all: {', '.join(KNOWN_ROWS)}. Default: all; where peers are named, "
+    "without rules-* and seen-*, which have peers of their own.",
 )
 @click.option(
     "--peers",
-    help=f"Comma-separated, or all: {', '.join(PEERS)}. The first is compared with the others. Default: those of "
-    f"{', '.join(DEFAULT_PEERS)} that are installed; gvproxy is the program that GVPROXY names.",
+    help=f"Comma-separated, with * for several, or all: {', '.join(PEERS)}. Default: those that are on this machine; "
+    "gvproxy is the program that GVPROXY names.",
+)
+@checkouts_option
+@click.option(
+    "--against",
+    metavar="PEER",
+    help="The peer the others are compared with. Default: the first of --peers or --netstack, else gvproxy, else "
+    "slirp4netns.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 60), default=3.0, show_default=True, help="Seconds a sample lasts."
+    "--seconds", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds a sample lasts."
 )
-@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Samples per row and peer.")
 @click.option(
-    "--mtu", type=click.IntRange(576, 65521), default=1500, show_default=True, help="Of the guest's network card."
+    "--repeat",
+    "--rounds",
+    "rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="Samples per row and peer.",
 )
-@click.option("--quick", is_flag=True, help="One round of one second: does it work, roughly how fast.")
+@click.option(
+    "--mtu",
+    type=click.IntRange(576, 65521),
+    default=1500,
+    show_default=True,
+    help="Of the guest's network card, in rows that do not say another.",
+)
+@click.option(
+    "--quick", is_flag=True, help="One round of 0.3 s; unless asked for, without rules-*, seen-* and some peers."
+)
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all samples to this file."
 )
+@click.option(
+    "--plots",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write throughput-flows.svg into this directory (needs the extra `plots`).",
+)
 def main(
-    rows: str | None, peers: str | None, seconds: float, rounds: int, mtu: int, quick: bool, json_file: Path | None
+    rows: str | None,
+    peers: str | None,
+    checkouts: dict[str, Path],
+    against: str | None,
+    seconds: float,
+    rounds: int,
+    mtu: int,
+    quick: bool,
+    json_file: Path | None,
+    directory: Path | None,
 ) -> None:
-    """Measure what a guest gets out of netstack, next to other user-mode network stacks."""
+    """Measure what a guest gets out of netstack, next to other user-mode network stacks.
+
+    For each row every peer is measured in turn, round after round; ratios are medians of the ratios within each round.
+    Everything takes some 20 minutes on a quiet machine, --quick four. Ctrl-C ends with the rows measured so far.
+    """
+    if directory is not None:
+        plots.require()
     if quick:
         seconds, rounds = QUICK
-    wanted = _choose("--rows", rows, KNOWN_ROWS, KNOWN_ROWS if peers is None else list(ROWS))
-    names = _choose("--peers", peers, list(PEERS), DEFAULT_PEERS)
-    versions = _present(names, asked_for=peers not in (None, "all")) if set(wanted) & set(ROWS) else {}
-    groups = [Group(ROWS, tuple(PEERS[name] for name in versions)), *GROUPS]
+    known = with_checkouts(checkouts)
+    narrowed = peers is not None or bool(checkouts)
+    wanted = choose("--rows", rows, KNOWN_ROWS, list(ROWS) if narrowed or quick else KNOWN_ROWS)
+    names = choose("--peers", peers, list(known), list(checkouts) or (QUICK_PEERS if quick else list(PEERS)))
+    versions: dict[str, str] = {}
+    if set(wanted) & set(ROWS):
+        versions = present(names, known, asked_for=narrowed and peers != "all")
+    if against is not None and against not in versions:
+        raise click.BadParameter(f"{against!r} is none of: {', '.join(versions)}", param_hint="--against")
+    groups = [Group(ROWS, tuple(known[name] for name in versions)), *OWN_GROUPS]
     groups = [
         replace(group, rows={name: group.rows[name] for name in wanted if name in group.rows}) for group in groups
     ]
-    if os.geteuid() != 0:
-        raise click.ClickException("network namespaces and TAP devices need root: sudo make bench")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard), hard)
-    )
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    options = {"seconds": seconds, "rounds": rounds, "mtu": mtu}
+    preferred = [against] if against else [] if narrowed else PREFERRED_BASES
     host = report.machine()
-    documents = []
-    failed = False
-    try:
-        remove_leftovers()
-        with contextlib.closing(Tools()) as tools:
-            for group in groups:
-                if not group.rows:
-                    continue
-                results: dict[str, report.RowResult] = {}
-                for row in group.rows.values():
-                    turns = measure(row, group.peers, tools, mtu=mtu, seconds=seconds, rounds=rounds)
-                    results[row.name] = report.summarise(row, turns, group.peers[0].name)
-                versions = {peer.name: versions.get(peer.name) or peer.version() for peer in group.peers}
-                console = report.output_console(len(group.peers))
-                console.print(report.table(results, group.peers, host, options))
-                for line in report.notes(results, versions):
-                    console.print(line, style="dim", highlight=False, soft_wrap=True)
-                documents.append(report.as_json(results, group.peers, versions, options, host))
-                failed = failed or any(result.failures for result in results.values())
-    except BenchError as error:
-        raise click.ClickException(str(error)) from error
-    if json_file is not None:
-        first, *others = documents
-        json_file.write_text(json.dumps(first | ({"groups": others} if others else {}), indent=1) + "\n")
-    if failed:
+    options = {"seconds": seconds, "rounds": rounds, "mtu": mtu}
+    with prepared_tools() as tools:
+        outcomes = [
+            Outcome(
+                group,
+                next((name for name in preferred if name in group.names), group.names[0]),
+                {peer.name: versions.get(peer.name) or peer.version() for peer in group.peers},
+            )
+            for group in groups
+            if group.rows
+        ]
+        try:
+            Run(seconds=seconds, rounds=rounds, mtu=mtu).measure(outcomes, tools)
+        finally:
+            _tell(outcomes, host, options)
+            if json_file is not None:
+                json_file.write_text(json.dumps(_document(outcomes, host, options), indent=1) + "\n")
+    if directory is not None:
+        plots.plot_flows(_document(outcomes, host, options), directory)
+    if any(result.failures for outcome in outcomes for result in outcome.rows.values()):
         sys.exit(1)
 
 

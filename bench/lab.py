@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
@@ -22,6 +23,8 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
 HOST_ADDRESS: Final = "198.51.100.10"
 """Where the services are, the same for every peer: an address of the host namespace itself (RFC 5737 section 3)."""
+SILENT_ADDRESS: Final = "198.51.100.66"
+"""Nobody is there, and nobody says so."""
 HOST_GATEWAY: Final = "198.51.100.1"
 """The host namespace's default route. It leads to a device nobody reads; passt configures itself from such a route."""
 GUEST_MAC: Final = "5a:94:ef:e4:0c:ee"
@@ -35,7 +38,7 @@ LOAD_GRACE: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _DIRECTORY: Final = "netstack-bench-"
-_NAMESPACE: Final = re.compile(r"nsb(\d+)-\d+[gh]")
+_NAMESPACE: Final = re.compile(r"nsb(\d+)-\d+[ghm]")
 
 
 class BenchError(Exception):
@@ -47,10 +50,10 @@ def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run(*argv: str, seconds: float = START_SECONDS) -> str:
+def run(*argv: str, seconds: float = START_SECONDS, directory: Path = ROOT) -> str:
     """Run a short command and return its output. Raises BenchError when it fails or takes longer than `seconds`."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, cwd=directory)
     except FileNotFoundError as error:
         raise BenchError(f"{argv[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
@@ -75,8 +78,8 @@ def ip(commands: str, netns: str | None = None) -> None:
 class Child:
     """A process of the benchmark's, with its output at hand and a certain end."""
 
-    def __init__(self, argv: Sequence[str], log: Path, *, pass_fds: Sequence[int] = ()) -> None:
-        """Start `argv`. Standard error goes to `log`; standard output is read with `expect`."""
+    def __init__(self, argv: Sequence[str], log: Path, *, pass_fds: Sequence[int] = (), directory: Path = ROOT) -> None:
+        """Start `argv` in `directory`. Standard error goes to `log`; standard output is read with `expect`."""
         self.argv = list(argv)
         self._log = log
         with log.open("wb") as errors:
@@ -85,7 +88,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                cwd=ROOT,
+                cwd=directory,
                 pass_fds=pass_fds,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  # the benchmark has no threads
             )
@@ -132,6 +135,15 @@ class Child:
         """The end of what the process wrote to standard error, for an error message."""
         text = self._log.read_text(errors="replace").strip()
         return f"; it wrote: {text[-800:]}" if text else ""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the process's own end. Raises BenchError when it failed, or goes on for longer than `seconds`."""
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(f"{self.title} did not end within {seconds:.0f} s{self.last_words()}") from error
+        if status:
+            raise BenchError(f"{self.title} failed{self.last_words()}")
 
     def stop(self) -> None:
         """End the process: end of input and SIGTERM, then SIGKILL."""
@@ -198,18 +210,49 @@ def remove_leftovers() -> None:
             run("ip", "netns", "delete", match[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wire:
+    """The guest's network card and what lies between it and the stack."""
+
+    mtu: int = 1500
+    """Of the guest's network card, bytes."""
+    offload: bool = False
+    """The card segments for the guest: frames up to 64 KiB with partial checksums (libkrun's CSUM and HOST_TSO4)."""
+    loss: float = 0.0
+    """Share of the frames lost in each direction, 0..1."""
+    delay: float = 0.0
+    """Seconds added to each round trip, half of it in each direction."""
+    seed: int = 1
+    """Which frames are lost."""
+
+    @property
+    def impaired(self) -> bool:
+        """Whether frames are lost or late."""
+        return bool(self.loss or self.delay)
+
+    def bridge_options(self) -> list[str]:
+        """What bridge.c is told."""
+        options = ["--offload", str(self.mtu + 14)] if self.offload else []
+        if self.impaired:
+            options += ["--loss", str(self.loss), "--delay", str(self.delay / 2), "--seed", str(self.seed)]
+        return options
+
+
 class Session:
     """One guest, one host and the stack between them, from start to removal. Use as a context manager."""
 
     _count = 0
 
-    def __init__(self, tools: Tools, mtu: int) -> None:
-        """Prepare; nothing is made before entry. `mtu` is that of the guest's network card."""
+    def __init__(self, tools: Tools, wire: Wire) -> None:
+        """Prepare; nothing is made before entry."""
         Session._count += 1
-        self.mtu = mtu
+        self.wire = wire
+        self.mtu = wire.mtu
         self.tools = tools
         self.guest = f"nsb{os.getpid()}-{Session._count}g"
         self.host = f"nsb{os.getpid()}-{Session._count}h"
+        self.middle = f"nsb{os.getpid()}-{Session._count}m"
+        """Between guest and stack where the stack brings a TAP of its own and the wire loses frames or holds them."""
         self.directory = tools.directory / self.guest
         self.counter = self.directory / "received"
         """The file serve.c counts the received bytes in."""
@@ -233,7 +276,8 @@ class Session:
                 self._set_limits(netns)
             ip(
                 "link set lo up\ntuntap add dev uplink0 mode tap\nlink set uplink0 up\n"
-                f"address add {HOST_ADDRESS}/24 dev uplink0\nroute add default via {HOST_GATEWAY}\n",
+                f"address add {HOST_ADDRESS}/24 dev uplink0\nroute add default via {HOST_GATEWAY}\n"
+                f"neighbour add {SILENT_ADDRESS} lladdr 02:00:00:00:00:66 nud permanent dev uplink0\n",
                 self.host,
             )
             ip("link set lo up\n", self.guest)
@@ -265,13 +309,13 @@ class Session:
         for child in reversed(self.children):
             child.stop()
         self.children.clear()
-        for netns in (self.guest, self.host):
+        for netns in (self.guest, self.middle, self.host):
             if Path("/run/netns", netns).exists():
                 run("ip", "netns", "delete", netns)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _spawn(self, argv: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
-        child = Child(argv, self.directory / f"log-{len(self.children)}", pass_fds=pass_fds)
+    def _spawn(self, argv: Sequence[str], pass_fds: Sequence[int] = (), directory: Path = ROOT) -> Child:
+        child = Child(argv, self.directory / f"log-{len(self.children)}", pass_fds=pass_fds, directory=directory)
         self.children.append(child)
         return child
 
@@ -283,13 +327,16 @@ class Session:
         """Start a process in the host's namespace."""
         return self._spawn(["ip", "netns", "exec", self.host, *argv])
 
-    def start_backend(self, *argv: str, pass_fds: Sequence[int] = ()) -> Child:
-        """Start the stack under test in the host's namespace, with serve.c as its resolver; the clock starts here."""
+    def start_backend(self, *argv: str, pass_fds: Sequence[int] = (), directory: Path = ROOT) -> Child:
+        """Start the stack under test in the host's namespace, with serve.c as its resolver; the clock starts here.
+
+        `directory` is where it starts: with `python -m`, the checkout whose packages it imports.
+        """
         # `ip netns exec` has made a mount namespace of its own; the binding is seen nowhere else.
         resolver = str(self.directory / "resolv.conf")
         wrapped = ["ip", "netns", "exec", self.host, "sh", "-c", _RESOLVER_SHELL, "resolv.conf", resolver, *argv]
         self._started = time.monotonic()
-        self.backend = self._spawn(wrapped, pass_fds)
+        self.backend = self._spawn(wrapped, pass_fds, directory)
         return self.backend
 
     def mark_ready(self) -> None:
@@ -301,12 +348,12 @@ class Session:
         self.load("first-echo", FIRST_ECHO_SECONDS)
         self.first_echo_seconds = time.monotonic() - self._started
 
-    def start_backend_with_ready_fd(self, *argv: str) -> None:
+    def start_backend_with_ready_fd(self, *argv: str, directory: Path = ROOT) -> None:
         """Start a stack that writes to, or closes, a file descriptor when it is ready; its number replaces `{fd}`."""
         reader, writer = os.pipe()
         try:
             filled = [word.replace("{fd}", str(writer)) for word in argv]
-            backend = self.start_backend(*filled, pass_fds=[writer])
+            backend = self.start_backend(*filled, pass_fds=[writer], directory=directory)
         finally:
             os.close(writer)
         with os.fdopen(reader, "rb", buffering=0) as pipe:
@@ -318,9 +365,25 @@ class Session:
 
     def start_bridge(self, *mode: str) -> Child:
         """Make the guest's `tap0` and carry its frames; the bridge connects when the other side is there."""
-        self.bridge = self.spawn_guest(self.tools.path("bridge"), "tap0", *mode)
+        self.bridge = self.spawn_guest(self.tools.path("bridge"), *self.wire.bridge_options(), "tap0", *mode)
         self.bridge.expect("tap")
         return self.bridge
+
+    def tap_namespace(self) -> str:
+        """Where a stack that makes its own TAP makes it: with the guest, or with the far end of an impaired wire."""
+        if not self.wire.impaired:
+            return self.guest
+        ip(f"netns add {self.middle}\n")
+        self._set_limits(self.middle)
+        return self.middle
+
+    def connect_tap(self) -> None:
+        """The stack has made `tap0` in the `tap_namespace`: lead it to the guest, if it is not there already."""
+        if not self.wire.impaired:
+            return
+        self.start_bridge("tap", f"/run/netns/{self.middle}", "tap1").expect("up")
+        ports = "".join(f"link set {port} mtu {self.mtu} master br0 up\n" for port in ("tap0", "tap1"))
+        ip(f"link add br0 type bridge\n{ports}link set br0 mtu {self.mtu} up\n", self.middle)
 
     def configure_guest(self, address: str, gateway: str, interface: str = "tap0") -> None:
         """Give the guest its address (of a /24), its MTU and its default route."""

@@ -1,35 +1,33 @@
 /* The clients that measure, against the services of serve.c. Each ends by itself within its seconds plus GRACE and prints
  * one JSON object.
  *
- *   load tcp-send ADDRESS SECONDS FLOWS COUNTER  bytes the server's application has received, by its own count
+ *   load tcp-send ADDRESS SECONDS FLOWS COUNTERS bytes the server's application has received, by its own count
  *   load tcp-recv ADDRESS SECONDS FLOWS          bytes read from a server that never stops
  *   load rr ADDRESS SECONDS                      request and response on one connection, one at a time
  *   load crr ADDRESS SECONDS CLIENTS             connect, request, response, close; CLIENTS at a time
  *   load web ADDRESS SECONDS CLIENTS NAME        the same on port 80; the request is an HTTP head with that Host
  *   load udp-rr ADDRESS SECONDS                  one datagram each way at a time
  *   load udp-new-flow ADDRESS SECONDS LIMIT      the same, each from a new port; at most LIMIT
+ *   load udp-flood-up ADDRESS SECONDS 1 COUNTERS datagrams as fast as they can be sent; the bytes that arrived, by the
+ *                                                server's count
+ *   load udp-flood-down ADDRESS SECONDS          the same towards us
  *   load dns ADDRESS SECONDS IN_FLIGHT NAME      A questions; NAME "-" asks a new name each time
  *   load idle ADDRESS COUNT                      COUNT connections, one echo each; prints "open", holds them until a line comes,
  *                                                closes them, prints "closed", waits for the end of standard input
+ *   load idle-udp ADDRESS COUNT                  the same with COUNT UDP sockets
+ *   load hang ADDRESS SECONDS COUNT SILENT       seconds until one TCP echo came back while COUNT connections to the address
+ *                                                SILENT, where nobody answers, are being tried; SECONDS and an error if none did
  *   load first-echo ADDRESS SECONDS              tries until one TCP echo came back
  *
  * Times are of CLOCK_MONOTONIC, latencies in microseconds. An operation with no answer is an error after ANSWER_SECONDS.
  */
 #include "net.h"
 
-#include <time.h>
-
 enum {
     MAX_SAMPLES = 1 << 22,
     GRACE = 20, /* seconds after the end of a client's time until it is killed */
 };
 static const double ANSWER_SECONDS = 5.0, UDP_ANSWER_SECONDS = 1.0;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static void receive_timeout(int fd, double seconds) {
     struct timeval limit = {.tv_sec = (time_t)seconds, .tv_usec = (suseconds_t)((seconds - (double)(time_t)seconds) * 1e6)};
@@ -71,9 +69,12 @@ static int connect_blocking(struct sockaddr_in address, double seconds) {
     return fd;
 }
 
+/* "moved": with what came before the clock ran. */
+static uint64_t bytes_before;
+
 static void print_bytes(uint64_t bytes, double seconds) {
-    printf("{\"bytes\": %llu, \"errors\": %llu, \"seconds\": %.6f}\n", (unsigned long long)bytes, (unsigned long long)errors,
-           seconds);
+    printf("{\"bytes\": %llu, \"moved\": %llu, \"errors\": %llu, \"seconds\": %.6f}\n", (unsigned long long)bytes,
+           (unsigned long long)(bytes + bytes_before), (unsigned long long)errors, seconds);
 }
 
 /* No word to the other side that there is no more: what is still on its way is thrown away with a reset. */
@@ -82,17 +83,64 @@ static void drop(int fd) {
     close(fd);
 }
 
+static int take(int fd) {
+    ssize_t length = recv(fd, chunk, sizeof chunk, 0);
+    return length > 0 ? (int)length : length < 0 && errno == EAGAIN ? 0 : -1;
+}
+
+/* Opens connections at the same time, and waits until all are there, so that the clock runs over transfers only. What
+ * arrives meanwhile does not count. A connection that is not there after ANSWER_SECONDS is an error. */
+static int *open_flows(struct sockaddr_in address, int flows, int poller) {
+    int *fds = calloc((size_t)flows, sizeof *fds), *connected = calloc(MAX_DESCRIPTORS, sizeof *connected), missing = flows;
+    for (int i = 0; i < flows; i++) {
+        fds[i] = make_socket(SOCK_STREAM, SOCK_NONBLOCK);
+        if (connect(fds[i], (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) die("connect");
+        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLOUT);
+    }
+    for (const double end = now() + ANSWER_SECONDS; missing && now() < end;) {
+        struct epoll_event ready[EVENTS];
+        int count = epoll_wait(poller, ready, EVENTS, 20);
+        for (int i = 0; i < count; i++) {
+            int fd = ready[i].data.fd, failed = 0;
+            socklen_t length = sizeof failed;
+            if (connected[fd]) {
+                const int length = take(fd);
+                if (length > 0) bytes_before += (uint64_t)length;
+                continue;
+            }
+            if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &failed, &length) < 0) die("getsockopt");
+            if (failed) {
+                errno = failed;
+                die("connect");
+            }
+            connected[fd] = 1;
+            missing--;
+            watch(poller, EPOLL_CTL_MOD, fd, EPOLLIN);
+        }
+    }
+    for (int i = 0; i < flows; i++) {
+        if (connected[fds[i]]) continue;
+        watch(poller, EPOLL_CTL_DEL, fds[i], 0);
+        errors++;
+    }
+    free(connected);
+    if (missing == flows) {
+        errno = ETIMEDOUT;
+        die("connect");
+    }
+    return fds;
+}
+
 /* Bytes that reached the server's application by the end of the time; what is in buffers on the way does not count. */
-static void tcp_send(struct sockaddr_in address, double seconds, int flows, const char *counter_path) {
-    _Atomic uint64_t *counter = map_counter(counter_path);
+static void tcp_send(struct sockaddr_in address, double seconds, int flows, const char *counters_path) {
+    _Atomic uint64_t *counter = &map_counters(counters_path)->tcp;
     int poller = epoll_create1(EPOLL_CLOEXEC);
-    int *fds = calloc((size_t)flows, sizeof *fds);
+    int *fds = open_flows(address, flows, poller);
     const uint64_t before = atomic_load(counter);
     const double start = now();
     for (int i = 0; i < flows; i++) {
-        fds[i] = connect_blocking(address, ANSWER_SECONDS);
-        fcntl(fds[i], F_SETFL, O_NONBLOCK);
-        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLOUT);
+        struct epoll_event event = {.events = EPOLLOUT, .data.fd = fds[i]};
+        epoll_ctl(poller, EPOLL_CTL_MOD, fds[i], &event); /* no longer watched: it never connected */
     }
     while (now() < start + seconds) {
         struct epoll_event ready[EVENTS];
@@ -110,21 +158,18 @@ static void tcp_send(struct sockaddr_in address, double seconds, int flows, cons
 
 static void tcp_recv(struct sockaddr_in address, double seconds, int flows) {
     int poller = epoll_create1(EPOLL_CLOEXEC);
-    int *fds = calloc((size_t)flows, sizeof *fds);
+    int *fds = open_flows(address, flows, poller);
     const double start = now();
-    for (int i = 0; i < flows; i++) {
-        fds[i] = connect_blocking(address, ANSWER_SECONDS);
-        fcntl(fds[i], F_SETFL, O_NONBLOCK);
-        watch(poller, EPOLL_CTL_ADD, fds[i], EPOLLIN);
-    }
     uint64_t bytes = 0;
     while (now() < start + seconds) {
         struct epoll_event ready[EVENTS];
         int count = epoll_wait(poller, ready, EVENTS, 20);
         for (int i = 0; i < count; i++) {
-            ssize_t length = recv(ready[i].data.fd, chunk, sizeof chunk, 0);
-            if (length > 0) bytes += (uint64_t)length;
-            if (length > 0 || (length < 0 && errno == EAGAIN)) continue;
+            int length = take(ready[i].data.fd);
+            if (length >= 0) {
+                bytes += (uint64_t)length;
+                continue;
+            }
             errors++;
             watch(poller, EPOLL_CTL_DEL, ready[i].data.fd, 0);
         }
@@ -229,16 +274,19 @@ static void connect_request_response(struct sockaddr_in address, double seconds,
     print_operations(in_time, seconds);
 }
 
+static int connected_datagrams(struct sockaddr_in address, double timeout) {
+    int fd = make_socket(SOCK_DGRAM, 0);
+    receive_timeout(fd, timeout);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
+    return fd;
+}
+
 static void udp_request_response(struct sockaddr_in address, double seconds, uint64_t new_flows) {
     const double start = now();
     int fd = -1;
     while (now() < start + seconds && (!new_flows || operations + errors < new_flows)) {
         const double at = now();
-        if (fd < 0) {
-            fd = make_socket(SOCK_DGRAM, 0);
-            receive_timeout(fd, UDP_ANSWER_SECONDS);
-            if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
-        }
+        if (fd < 0) fd = connected_datagrams(address, UDP_ANSWER_SECONDS);
         uint64_t number = operations + errors, answer;
         ssize_t count = -1;
         memcpy(chunk, &number, sizeof number);
@@ -256,6 +304,27 @@ static void udp_request_response(struct sockaddr_in address, double seconds, uin
         }
     }
     print_operations(operations, now() - start);
+}
+
+static void udp_flood_up(struct sockaddr_in address, double seconds, const char *counters_path) {
+    _Atomic uint64_t *counter = &map_counters(counters_path)->udp;
+    const int fd = connected_datagrams(address, UDP_ANSWER_SECONDS);
+    const uint64_t before = atomic_load(counter);
+    const double start = now();
+    while (now() < start + seconds) send(fd, chunk, DATAGRAM, 0); /* full somewhere: lost, as the rest of a flood */
+    print_bytes(atomic_load(counter) - before, now() - start);
+}
+
+static void udp_flood_down(struct sockaddr_in address, double seconds) {
+    const int fd = connected_datagrams(address, 0.1);
+    const double start = now();
+    uint64_t bytes = 0;
+    send(fd, &seconds, sizeof seconds, 0);
+    while (now() < start + seconds) {
+        ssize_t count = recv(fd, chunk, sizeof chunk, 0);
+        if (count > 0) bytes += (uint64_t)count;
+    }
+    print_bytes(bytes, now() - start);
 }
 
 static size_t dns_query(uint8_t *message, int id, const char *name, uint64_t serial) {
@@ -326,10 +395,10 @@ static void dns(struct sockaddr_in address, double seconds, int in_flight, const
     print_operations(operations, now() - start);
 }
 
-static void idle(struct sockaddr_in address, int count) {
+static void idle(struct sockaddr_in address, int count, int udp) {
     int *fds = calloc((size_t)count, sizeof *fds);
     for (int i = 0; i < count; i++) {
-        fds[i] = connect_blocking(address, ANSWER_SECONDS);
+        fds[i] = udp ? connected_datagrams(address, UDP_ANSWER_SECONDS) : connect_blocking(address, ANSWER_SECONDS);
         if (!echo_once(fds[i])) die("echo");
     }
     puts("open");
@@ -337,6 +406,19 @@ static void idle(struct sockaddr_in address, int count) {
     for (int i = 0; i < count; i++) close(fds[i]);
     puts("closed");
     while (read(0, chunk, sizeof chunk) > 0) {}
+}
+
+static void hang(struct sockaddr_in address, double seconds, int count, struct sockaddr_in silent) {
+    for (int i = 0; i < count; i++) {
+        int fd = make_socket(SOCK_STREAM, SOCK_NONBLOCK);
+        if (connect(fd, (struct sockaddr *)&silent, sizeof silent) < 0 && errno != EINPROGRESS) die("connect");
+    }
+    nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
+    const double start = now();
+    const int fd = make_socket(SOCK_STREAM, 0);
+    receive_timeout(fd, seconds);
+    const int reached = connect(fd, (struct sockaddr *)&address, sizeof address) == 0 && echo_once(fd);
+    printf("{\"seconds\": %.6f, \"errors\": %d}\n", reached ? now() - start : seconds, !reached);
 }
 
 static void first_echo(struct sockaddr_in address, double seconds) {
@@ -369,8 +451,8 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (number < 1) return 2;
     samples = malloc(MAX_SAMPLES * sizeof *samples);
-    if (!strcmp(command, "idle")) {
-        idle(address_of(address, ECHO_PORT), atoi(argv[3]));
+    if ((!strcmp(command, "idle") || !strcmp(command, "idle-udp")) && argc > 3) {
+        idle(address_of(address, ECHO_PORT), atoi(argv[3]), !strcmp(command, "idle-udp"));
         return 0;
     }
     alarm((unsigned)seconds + GRACE);
@@ -389,6 +471,10 @@ int main(int argc, char **argv) {
         connect_request_response(address_of(address, WEB_PORT), seconds, number);
     } else if (!strcmp(command, "udp-rr")) udp_request_response(address_of(address, ECHO_PORT), seconds, 0);
     else if (!strcmp(command, "udp-new-flow")) udp_request_response(address_of(address, ECHO_PORT), seconds, (uint64_t)number);
+    else if (!strcmp(command, "udp-flood-up") && argc > 5) udp_flood_up(address_of(address, SINK_PORT), seconds, argv[5]);
+    else if (!strcmp(command, "udp-flood-down")) udp_flood_down(address_of(address, SOURCE_PORT), seconds);
+    else if (!strcmp(command, "hang") && argc > 5)
+        hang(address_of(address, ECHO_PORT), seconds, number, address_of(argv[5], ECHO_PORT));
     else if (!strcmp(command, "dns") && argc > 5) dns(address_of(address, DNS_PORT), seconds, number, argv[5]);
     else if (!strcmp(command, "first-echo")) first_echo(address_of(address, ECHO_PORT), seconds);
     else return 2;

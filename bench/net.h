@@ -17,15 +17,17 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
-    SINK_PORT = 7001,
-    SOURCE_PORT = 7002,
+    SINK_PORT = 7001,   /* TCP and UDP */
+    SOURCE_PORT = 7002, /* TCP and UDP */
     ECHO_PORT = 7003, /* TCP and UDP */
     DNS_PORT = 53,
     WEB_PORT = 80, /* where a policy reads the name: the request is an HTTP head of MESSAGE bytes, which is echoed */
     MESSAGE = 64, /* bytes of a request and of its response */
+    DATAGRAM = 1400, /* bytes of a datagram of a flood */
     CHUNK = 256 << 10,
     EVENTS = 256,
     MAX_DESCRIPTORS = 65536,
@@ -67,11 +69,21 @@ static void watch(int poller, int operation, int fd, uint32_t events) {
     if (epoll_ctl(poller, operation, fd, &event) < 0) die("epoll_ctl");
 }
 
-/* The bytes the sink has received so far: shared between the service and the client, past the network under test. */
-static _Atomic uint64_t *map_counter(const char *path) {
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* The bytes the sinks have received so far, shared between the services and the client, past the network under test. */
+struct counters {
+    _Atomic uint64_t tcp, udp;
+};
+
+static struct counters *map_counters(const char *path) {
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0 || ftruncate(fd, sizeof(uint64_t)) < 0) die(path);
-    void *mapped = mmap(NULL, sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fd < 0 || ftruncate(fd, sizeof(struct counters)) < 0) die(path);
+    void *mapped = mmap(NULL, sizeof(struct counters), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (mapped == MAP_FAILED) die(path);
     close(fd);
     return mapped;

@@ -5,13 +5,15 @@ The guest's address is set by the benchmark, never by DHCP, so that start-up mea
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -37,29 +39,74 @@ class Peer:
     """Address of the resolver that answers names of the stack's own; None when there is none."""
     forwarding_server: str | None = None
     """Address of the resolver that asks the host's."""
+    offload: bool = False
+    """Whether it takes frames up to 64 KiB with partial checksums, as a card with segmentation offload sends them."""
+    lossy: bool = True
+    """Whether its wire can lose frames and hold them."""
     has_process: bool = True
     """Whether there is a process whose CPU time, memory and start-up can be measured."""
 
 
-def _start_netstack(session: Session, *options: str) -> None:
-    session.start_backend_with_ready_fd(
-        sys.executable, "-m", "netstack", "run", "--mtu", str(session.mtu), "--ready-fd", "{fd}",
-        "--dns-upstream", f"{HOST_ADDRESS}:53", *options,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Netstack:
+    """netstack out of one checkout: this one, or one that is compared with it."""
+
+    checkout: Path = ROOT
+
+    def unixgram(self, session: Session, *options: str) -> None:
+        """Start it on a datagram socket, with more options if there are."""
+        _bridge_unixgram(session, lambda path: self._run(session, "--listen-vfkit", f"unixgram://{path}", *options))
+
+    def stream(self, session: Session) -> None:
+        """Start it on a stream socket."""
+        _bridge_stream(session, lambda path: self._run(session, "--listen-qemu", f"unix://{path}"))
+
+    def tap(self, session: Session) -> None:
+        """Start it on a TAP device in the guest's namespace."""
+        self._run(session, "--tap", "tap0", "--netns", session.tap_namespace())
+        session.connect_tap()
+        session.configure_guest(GUEST, GATEWAY)
+
+    def version(self) -> str:
+        """Its version and commit. Raises BenchError when the checkout has no netstack, or one that does not start."""
+        if not (self.checkout / "netstack" / "__main__.py").exists():
+            raise BenchError(f"{self.checkout} has no netstack/__main__.py")
+        where = run(sys.executable, "-c", "import netstack; print(netstack.__file__)", directory=self.checkout).strip()
+        if not Path(where).is_relative_to(self.checkout):
+            raise BenchError(f"in {self.checkout} Python imports {where}")
+        said = run(sys.executable, "-m", "netstack", "--version", directory=self.checkout).strip()
+        if not (self.checkout / ".git").exists():
+            return said
+        commit = run("git", "-C", str(self.checkout), "describe", "--always", "--dirty").strip()
+        return f"{said} {commit}"
+
+    def _run(self, session: Session, *options: str) -> None:
+        _write_bytecode(self.checkout)
+        # `python -m` looks into the directory it is started in before any other place.
+        session.start_backend_with_ready_fd(
+            sys.executable, "-m", "netstack", "run", "--mtu", str(session.mtu), "--ready-fd", "{fd}",
+            "--dns-upstream", f"{HOST_ADDRESS}:53", *options, directory=self.checkout,
+        )  # fmt: skip
+
+    def peers(self, name: str) -> tuple[Peer, ...]:
+        """This checkout on each kind of link: `name` for datagrams, `name-qemu` for a stream, `name-tap`."""
+        starts = (
+            (name, "unix datagram", self.unixgram),
+            (f"{name}-qemu", "unix stream", self.stream),
+            (f"{name}-tap", "TAP", self.tap),
+        )
+        return tuple(
+            Peer(name=peer, link=link, start=start, version=self.version,
+                 zone_server=GATEWAY, forwarding_server=GATEWAY, offload=link != "TAP")
+            for peer, link, start in starts
+        )  # fmt: skip
 
 
-def netstack_unixgram(session: Session, *options: str) -> None:
-    """Start netstack on a datagram socket, with more options if there are."""
-    _bridge_unixgram(session, lambda path: _start_netstack(session, "--listen-vfkit", f"unixgram://{path}", *options))
-
-
-def _netstack_stream(session: Session) -> None:
-    _bridge_stream(session, lambda path: _start_netstack(session, "--listen-qemu", f"unix://{path}"))
-
-
-def _netstack_tap(session: Session) -> None:
-    _start_netstack(session, "--tap", "tap0", "--netns", session.guest)
-    session.configure_guest(GUEST, GATEWAY)
+@lru_cache
+def _write_bytecode(checkout: Path) -> None:
+    """What pip does when it installs: without, each start would compile every module (PYTHONDONTWRITEBYTECODE)."""
+    for package in ("netstack", "guest_iface"):
+        compileall.compile_dir(checkout / package, quiet=1)
 
 
 def _bridge_unixgram(session: Session, start: Callable[[Path], None]) -> None:
@@ -100,9 +147,10 @@ def _slirp4netns(session: Session) -> None:
         "--netns-type=path",
         f"--mtu={session.mtu}",
         "--ready-fd={fd}",
-        f"/run/netns/{session.guest}",
+        f"/run/netns/{session.tap_namespace()}",
         "tap0",
     )
+    session.connect_tap()
     session.configure_guest(SLIRP_GUEST, SLIRP_GATEWAY)
 
 
@@ -122,16 +170,18 @@ def _passt(session: Session) -> None:
 
 
 def _pasta(session: Session) -> None:
+    netns = session.tap_namespace()
     session.start_backend(
         "pasta", *_PASST_OPTIONS, "--mtu", str(session.mtu), "--tcp-ns", "none", "--udp-ns", "none",
-        "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{session.guest}",
+        "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{netns}",
     )  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
-    while "tap0" not in run("ip", "-n", session.guest, "-brief", "link"):
+    while "tap0" not in run("ip", "-n", netns, "-brief", "link"):
         if time.monotonic() > deadline or session.backend is None or not session.backend.alive:
             raise BenchError(f"pasta made no device{session.backend.last_words() if session.backend else ''}")
         time.sleep(0.001)
     session.mark_ready()
+    session.connect_tap()
     session.configure_guest(PASST_GUEST, PASST_GATEWAY)
 
 
@@ -139,7 +189,8 @@ def _bridges(session: Session) -> None:
     """Two bridges back to back: what the TAPs, the bridge and the datagram sockets allow at most."""
     here, there = f"{session.directory}/here", f"{session.directory}/there"
     near = session.start_bridge("pair", here, there)
-    far = session.spawn_host(session.tools.path("bridge"), "tap0", "pair", there, here)
+    offload = replace(session.wire, loss=0.0, delay=0.0).bridge_options()
+    far = session.spawn_host(session.tools.path("bridge"), *offload, "tap0", "pair", there, here)
     far.expect("tap")
     near.expect("up")
     far.expect("up")
@@ -178,40 +229,35 @@ def _gvproxy_version() -> str:
     return run(path, "-version").strip()
 
 
-def _netstack_version() -> str:
-    if not (ROOT / "netstack" / "__main__.py").exists():
-        raise BenchError("netstack has no command in this checkout")
-    said = run(sys.executable, "-m", "netstack", "--version").strip()
-    commit = run("git", "-C", str(ROOT), "describe", "--always", "--dirty").strip() if (ROOT / ".git").exists() else ""
-    return f"{said} {commit}".strip()
-
-
 def _kernel_version() -> str:
     return f"Linux {os.uname().release}"
 
 
-PEERS: Final = {
-    peer.name: peer
-    for peer in (
-        Peer(name="netstack", link="unix datagram", start=netstack_unixgram, version=_netstack_version,
-             zone_server=GATEWAY, forwarding_server=GATEWAY),
-        Peer(name="netstack-qemu", link="unix stream", start=_netstack_stream, version=_netstack_version,
-             zone_server=GATEWAY, forwarding_server=GATEWAY),
-        Peer(name="netstack-tap", link="TAP", start=_netstack_tap, version=_netstack_version,
-             zone_server=GATEWAY, forwarding_server=GATEWAY),
-        Peer(name="gvproxy", link="unix datagram", start=_gvproxy_unixgram, version=_gvproxy_version,
-             zone_server=GATEWAY, forwarding_server=GATEWAY),
-        Peer(name="gvproxy-qemu", link="unix stream", start=_gvproxy_stream, version=_gvproxy_version,
-             zone_server=GATEWAY, forwarding_server=GATEWAY),
-        Peer(name="slirp4netns", link="TAP", start=_slirp4netns, version=_package_version("slirp4netns"),
-             forwarding_server=SLIRP_DNS),
-        Peer(name="passt", link="unix stream", start=_passt, version=_package_version("passt"),
-             forwarding_server=PASST_DNS),
-        Peer(name="pasta", link="TAP", start=_pasta, version=_package_version("pasta"), forwarding_server=PASST_DNS),
-        Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False),
-        Peer(name="veth", link="kernel", start=_veth, version=_kernel_version, has_process=False),
-    )
-}  # fmt: skip
-"""Every peer by name; the first one asked for is the one the others are compared with."""
+_OTHERS: Final = (
+    Peer(name="gvproxy", link="unix datagram", start=_gvproxy_unixgram, version=_gvproxy_version,
+         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True),
+    Peer(name="gvproxy-qemu", link="unix stream", start=_gvproxy_stream, version=_gvproxy_version,
+         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True),
+    Peer(name="slirp4netns", link="TAP", start=_slirp4netns, version=_package_version("slirp4netns"),
+         forwarding_server=SLIRP_DNS),
+    Peer(name="passt", link="unix stream", start=_passt, version=_package_version("passt"),
+         forwarding_server=PASST_DNS),
+    Peer(name="pasta", link="TAP", start=_pasta, version=_package_version("pasta"), forwarding_server=PASST_DNS),
+    Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False,
+         offload=True),
+    Peer(name="veth", link="kernel", start=_veth, version=_kernel_version, has_process=False, lossy=False),
+)  # fmt: skip
 
-DEFAULT_PEERS: Final = ("netstack", "netstack-qemu", "netstack-tap", "gvproxy", "slirp4netns", "passt")
+PEERS: Final = {peer.name: peer for peer in (*Netstack().peers("netstack"), *_OTHERS)}
+"""Every peer by name; netstack is the one of this checkout."""
+
+
+def netstack_peers(checkouts: Mapping[str, Path]) -> list[Peer]:
+    """netstack on every link: of the named checkouts, then of this one, unless one has taken its name."""
+    places = dict(checkouts) | ({} if "netstack" in checkouts else {"netstack": ROOT})
+    return [peer for name, checkout in places.items() for peer in Netstack(checkout).peers(name)]
+
+
+def with_checkouts(checkouts: Mapping[str, Path]) -> dict[str, Peer]:
+    """All peers: netstack's, then the others."""
+    return {peer.name: peer for peer in (*netstack_peers(checkouts), *_OTHERS)}

@@ -19,9 +19,9 @@ from rich.text import Text
 from bench.peers import Peer
 from bench.rows import Row, Sample
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the JSON this writes."""
-NARROWEST: Final = 60
+NARROWEST: Final = 68
 """Characters of the table without its peers."""
 PER_PEER: Final = 26
 """Characters that each peer adds."""
@@ -29,10 +29,10 @@ PER_PEER: Final = 26
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one peer: the median of its rounds, and how far the base is ahead of it.
+    """One figure of one peer: the median of its rounds, and how far it is ahead of the base.
 
-    `ratio` is the median of the ratios taken within each round, above 1 where the base is ahead, None for the base
-    itself and where one of the two has no sample.
+    `ratio` is the median of the ratios taken within each round, above 1 where this peer is better than the base (higher
+    or lower, whichever is better), None for the base itself and where one of the two has no sample.
     """
 
     median: float
@@ -72,14 +72,12 @@ def summarise(row: Row, rounds: Sequence[Round], base: str) -> RowResult:
     lines |= {key: Line(detail.title, detail.unit, False) for key, detail in row.details.items()}
     for key, line in lines.items():
         for name in names:
-            pairs = [(_figure(turn.get(name), key), _figure(turn.get(base), key)) for turn in rounds]
-            samples = [mine for mine, _ in pairs if mine is not None]
+            samples = _samples(rounds, name, key)
             if not samples:
                 continue
-            ratios = [
-                theirs / mine if line.higher_is_better else mine / theirs for mine, theirs in pairs if mine and theirs
-            ]
-            ratio = statistics.median(ratios) if ratios and name != base else None
+            ratio = None
+            if name != base:
+                ratio = ratio_of(rounds, name, base, key, higher_is_better=line.higher_is_better)
             line.peers[name] = Summary(statistics.median(samples), min(samples), max(samples), samples, ratio)
     errors: dict[str, int] = {}
     failures: dict[str, list[str]] = {}
@@ -96,6 +94,26 @@ def _figure(outcome: Sample | str | None, key: str) -> float | None:
     if not isinstance(outcome, Sample):
         return None
     return outcome.value if key == "value" else outcome.details.get(key)
+
+
+def _samples(rounds: Sequence[Round], name: str, key: str) -> list[float]:
+    return [sample for turn in rounds if (sample := _figure(turn.get(name), key)) is not None]
+
+
+def figure(rounds: Sequence[Round], name: str, key: str) -> float | None:
+    """The median of a peer's samples; None where it has none."""
+    samples = _samples(rounds, name, key)
+    return statistics.median(samples) if samples else None
+
+
+def ratio_of(rounds: Sequence[Round], ours: str, theirs: str, key: str, *, higher_is_better: bool) -> float | None:
+    """The median of the ratios within each round, above 1 where `ours` is better; None where there is no such round."""
+    ratios = []
+    for turn in rounds:
+        mine, other = _figure(turn.get(ours), key), _figure(turn.get(theirs), key)
+        if mine and other:
+            ratios.append(mine / other if higher_is_better else other / mine)
+    return statistics.median(ratios) if ratios else None
 
 
 def machine() -> dict[str, str]:
@@ -117,18 +135,11 @@ def _cpus() -> list[str]:
 
 
 def as_json(
-    results: Mapping[str, RowResult],
-    peers: Sequence[Peer],
-    versions: Mapping[str, str],
-    options: Mapping[str, Any],
-    host: Mapping[str, str],
+    results: Mapping[str, RowResult], peers: Sequence[Peer], versions: Mapping[str, str], base: str
 ) -> dict[str, Any]:
-    """Everything of a run as plain values."""
+    """Everything of a group of rows as plain values."""
     return {
-        "format": FORMAT,
-        "machine": dict(host),
-        "options": dict(options),
-        "base": peers[0].name,
+        "base": base,
         "peers": {peer.name: {"link": peer.link, "version": versions[peer.name]} for peer in peers},
         "rows": {name: asdict(result) for name, result in results.items()},
     }
@@ -144,23 +155,37 @@ def number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def table(
-    results: Mapping[str, RowResult], peers: Sequence[Peer], host: Mapping[str, str], options: Mapping[str, Any]
-) -> Table:
-    """The results as a table: a line for each row and detail, a column for each peer."""
-    base = peers[0].name
-    shown = Table(
-        title=f"{host['cpu']}, Linux {host['kernel']}, {host['python']}, {host['date']}\n"
-        f"MTU {options['mtu']}, {options['rounds']} rounds of {options['seconds']:g} s, every peer in turn in each; "
-        f"load average before: {host['load before']}",
-        caption="Medians of the rounds, ± half the distance from lowest to highest. "
-        f"x1.50: {base} is 1.5 times ahead of that peer, x0.50: the peer is twice ahead; medians over the rounds.",
-        caption_justify="left",
+def tables(
+    results: Mapping[str, RowResult],
+    peers: Sequence[Peer],
+    host: Mapping[str, str],
+    options: Mapping[str, Any],
+    base: str,
+    width: int,
+) -> list[Table]:
+    """The results: a line for each row and detail, a column for each peer; as many tables as `width` makes of that."""
+    columns = max(1, (width - NARROWEST) // PER_PEER)
+    parts = [peers[at : at + columns] for at in range(0, len(peers), columns)]
+    shown = [_table(results, part, base) for part in parts]
+    shown[0].title = (
+        f"{host['cpu']}, Linux {host['kernel']}, {host['python']}, {host['date']}\n"
+        f"MTU {options['mtu']}, {options['rounds']} x {options['seconds']:g} s, every peer in turn; "
+        f"load average before: {host['load before']}"
     )
+    shown[-1].caption = (
+        "Medians of the rounds, ± half the distance from lowest to highest. "
+        f"x1.50: 1.5 times as good as {base}, x0.50: half as good; medians over the rounds."
+    )
+    shown[-1].caption_justify = "left"
+    return shown
+
+
+def _table(results: Mapping[str, RowResult], peers: Sequence[Peer], base: str) -> Table:
+    shown = Table()
     shown.add_column("", no_wrap=True)
     shown.add_column("unit")
     for peer in peers:
-        shown.add_column(f"{peer.name}\n{peer.link}", no_wrap=True)
+        shown.add_column(f"{peer.name}\n{peer.link}{', base' if peer.name == base else ''}", no_wrap=True)
     for result in results.values():
         for key, line in result.lines.items():
             cells = [_cell(line.peers.get(peer.name), result, peer.name, key) for peer in peers]

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from bench.lab import Session, ip
-from bench.peers import GATEWAY, PEERS, Peer, netstack_unixgram
+from bench.peers import GATEWAY, PEERS, Netstack, Peer
 from bench.rows import ROWS, Needs, Row, Sample, rate
 
 SIZES: Final = {"10": 10, "1k": 1_000, "100k": 100_000}
@@ -32,6 +32,11 @@ class Group:
 
     rows: dict[str, Row]
     peers: tuple[Peer, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the peers."""
+        return [peer.name for peer in self.peers]
 
 
 def filler(count: int) -> list[str]:
@@ -60,7 +65,7 @@ def _start(session: Session, fitting: Sequence[str], count: int) -> None:
         path = session.directory / "policy.yaml"
         path.write_text("policy:\n  allow_net:\n" + "".join(f'  - "{rule}"\n' for rule in rules))
         options += ["--config", str(path)]
-    netstack_unixgram(session, *options)
+    Netstack().unixgram(session, *options)
 
 
 def _peers(*fitting: str) -> tuple[Peer, ...]:
@@ -86,7 +91,8 @@ def _cached(session: Session, _peer: Peer, seconds: float) -> Sample:
     return rate(session.load("dns", seconds, 1, CACHED, address=GATEWAY))
 
 
-def _again(name: str, row: str) -> Row:
+def again(name: str, row: str) -> Row:
+    """A row of the table under another name, for peers that all have what it needs."""
     return replace(ROWS[row], name=name, needs=Needs.NOTHING)
 
 
@@ -100,25 +106,25 @@ _SIXTEEN = ROWS["tcp-crr-16"]
 GROUPS: Final = (
     Group(
         _named(
-            _again("rules-crr", "tcp-crr"),
-            _again("rules-crr-16", "tcp-crr-16"),
+            again("rules-crr", "tcp-crr"),
+            again("rules-crr-16", "tcp-crr-16"),
             replace(_ONE, name="rules-web", title="the same, by name (HTTP)", measure=partial(_web, clients=1)),
             replace(_SIXTEEN, name="rules-web-16", title="by name, 16 clients", measure=partial(_web, clients=16)),
-            _again("rules-rr", "tcp-rr"),
-            _again("rules-up", "tcp-up"),
-            _again("rules-down", "tcp-down"),
-            _again("rules-udp-new-flow", "udp-new-flow"),
+            again("rules-rr", "tcp-rr"),
+            again("rules-up", "tcp-up"),
+            again("rules-down", "tcp-down"),
+            again("rules-udp-new-flow", "udp-new-flow"),
         ),
         _peers(SERVICES, NAME),
     ),
     Group(
         _named(
-            _again("rules-dns-zone", "dns-zone"),
+            again("rules-dns-zone", "dns-zone"),
             replace(
                 ROWS["dns-zone"], name="rules-dns-cached", title="DNS, cached", needs=Needs.NOTHING, measure=_cached
             ),
-            _again("rules-dns-forward", "dns-forward"),
-            _again("rules-dns-forward-50", "dns-forward-50"),
+            again("rules-dns-forward", "dns-forward"),
+            again("rules-dns-forward-50", "dns-forward-50"),
         ),
         _peers(SERVICES, "@public"),
     ),

@@ -1,12 +1,13 @@
-/* The services the benchmark talks to: serve ADDRESS COUNTER
+/* The services the benchmark talks to: serve ADDRESS COUNTERS
  *
- *   7001/tcp  takes bytes
+ *   7001      TCP and UDP: takes bytes
  *   7002/tcp  sends without end
+ *   7002/udp  sends datagrams for as many seconds as the question, a double, says
  *   7003      TCP and UDP echo
  *   80/tcp    the same
  *   53/udp    DNS: one A record for each name, no records of other types
  *
- * COUNTER is a file of 8 bytes: what 7001 has received in all, for a client on the same machine that maps it too.
+ * COUNTERS is a file: what 7001 has received in all, for a client on the same machine that maps it too.
  * Each in a process of its own. Prints "ready", ends when standard input ends.
  */
 #include "net.h"
@@ -22,7 +23,7 @@ static int listen_on(const char *text, int port, int type) {
     return fd;
 }
 
-static _Atomic uint64_t *counter;
+static struct counters *counters;
 
 /* Each serves one ready connection and returns 0 when it is over. */
 static int serve_sink(int fd) {
@@ -30,7 +31,7 @@ static int serve_sink(int fd) {
         ssize_t count = recv(fd, chunk, sizeof chunk, 0);
         if (count < 0) return errno == EAGAIN;
         if (count == 0) return 0;
-        atomic_fetch_add_explicit(counter, (uint64_t)count, memory_order_relaxed);
+        atomic_fetch_add_explicit(&counters->tcp, (uint64_t)count, memory_order_relaxed);
     }
     return 1;
 }
@@ -109,20 +110,44 @@ static void serve_datagrams(int fd, int dns) {
     }
 }
 
+static void serve_datagram_sink(int fd) {
+    for (;;) {
+        struct pollfd ready = {.fd = fd, .events = POLLIN};
+        poll(&ready, 1, -1);
+        for (ssize_t count; (count = recv(fd, chunk, sizeof chunk, 0)) >= 0;)
+            atomic_fetch_add_explicit(&counters->udp, (uint64_t)count, memory_order_relaxed);
+    }
+}
+
+static void serve_datagram_source(int fd) {
+    for (;;) {
+        struct sockaddr_in peer;
+        socklen_t peer_length = sizeof peer;
+        struct pollfd ready = {.fd = fd, .events = POLLIN};
+        double seconds;
+        poll(&ready, 1, -1);
+        ssize_t count = recvfrom(fd, &seconds, sizeof seconds, 0, (struct sockaddr *)&peer, &peer_length);
+        if (count != sizeof seconds || !(seconds > 0 && seconds <= 60)) continue;
+        for (const double end = now() + seconds; now() < end;)
+            sendto(fd, chunk, DATAGRAM, 0, (struct sockaddr *)&peer, peer_length);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc != 3) {
-        fprintf(stderr, "usage: serve ADDRESS COUNTER\n");
+        fprintf(stderr, "usage: serve ADDRESS COUNTERS\n");
         return 2;
     }
     const char *text = argv[1];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setvbuf(stdout, NULL, _IOLBF, 0);
     setpgid(0, 0);
-    counter = map_counter(argv[2]);
+    counters = map_counters(argv[2]);
     const int sink = listen_on(text, SINK_PORT, SOCK_STREAM), source = listen_on(text, SOURCE_PORT, SOCK_STREAM),
               echo = listen_on(text, ECHO_PORT, SOCK_STREAM), udp_echo = listen_on(text, ECHO_PORT, SOCK_DGRAM),
-              dns = listen_on(text, DNS_PORT, SOCK_DGRAM), web = listen_on(text, WEB_PORT, SOCK_STREAM);
-    for (int service = 0; service < 6; service++) {
+              dns = listen_on(text, DNS_PORT, SOCK_DGRAM), web = listen_on(text, WEB_PORT, SOCK_STREAM),
+              udp_sink = listen_on(text, SINK_PORT, SOCK_DGRAM), udp_source = listen_on(text, SOURCE_PORT, SOCK_DGRAM);
+    for (int service = 0; service < 8; service++) {
         pid_t child = fork();
         if (child < 0) die("fork");
         if (child > 0) continue;
@@ -134,6 +159,8 @@ int main(int argc, char **argv) {
         case 3: serve_datagrams(udp_echo, 0); break;
         case 4: serve_datagrams(dns, 1); break;
         case 5: serve_streams(web, serve_echo, EPOLLIN); break;
+        case 6: serve_datagram_sink(udp_sink); break;
+        case 7: serve_datagram_source(udp_source); break;
         }
     }
     puts("ready");

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Drop
 from netstack.engine.outbox import Outbox
 from netstack.engine.verdict import Verdict
-from netstack.wire import ipv4, udp
+from netstack.wire import udp
 
 PORT: Final = 53
 
@@ -51,7 +51,7 @@ class DnsPort:
             self._outbox.drop(outcome.reason)
 
     def _send(self, to: _Datagram, message: bytes) -> None:
-        self._outbox.send(to.address, to.guest, ipv4.UDP, udp.build(to.address, PORT, to.guest, to.guest_port, message))
+        self._outbox.send_datagram(to.address, PORT, to.guest, to.guest_port, message)
 
     def session(self, guest: bytes, flow: int) -> DnsSession:
         """A TCP connection's session."""

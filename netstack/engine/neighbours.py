@@ -75,6 +75,14 @@ class Neighbours:
         neighbour = self._table.get(address)
         return neighbour.mac if neighbour is not None else None
 
+    def confirms(self, address: bytes, mac: bytes, now: float) -> bool:
+        """Whether this is the MAC we know an address to have; if so its use is noted."""
+        neighbour = self._table.get(address)
+        if neighbour is None or neighbour.mac != mac:
+            return False
+        neighbour.confirmed = now
+        return True
+
     def send(self, address: bytes, packet: bytes, now: float) -> None:
         """Frame an IP packet for an address of the subnet, now or once its MAC is known.
 

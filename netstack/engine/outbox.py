@@ -5,7 +5,7 @@ from __future__ import annotations
 from netstack.engine.effects import Effect, Report
 from netstack.engine.events import Event, FrameDropped
 from netstack.engine.refusals import is_told
-from netstack.wire import ipv4
+from netstack.wire import ipv4, udp
 
 
 class Outbox:
@@ -36,6 +36,14 @@ class Outbox:
         """
         self._identification = (self._identification + 1) & 0xFFFF
         packet = ipv4.build(source, destination, protocol, payload, identification=self._identification)
+        self.packets.append((destination, packet))
+
+    def send_datagram(
+        self, source: bytes, source_port: int, destination: bytes, destination_port: int, payload: bytes
+    ) -> None:
+        """Queue a UDP datagram for the guest, as `send` does."""
+        self._identification = (self._identification + 1) & 0xFFFF
+        packet = udp.packet(source, source_port, destination, destination_port, payload, self._identification)
         self.packets.append((destination, packet))
 
     def drop(self, reason: str) -> None:

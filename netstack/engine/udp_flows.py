@@ -114,7 +114,7 @@ class UdpFlows:
                 return
             flow = self._begin(key, header, datagram, dialled, held, now)
         if flow is not None:
-            self._send(flow, held, now)
+            self.send_on(flow, held.payload, held.ttl, held.packet, now)
 
     def _begin(
         self, key: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, held: Held, now: float
@@ -148,14 +148,15 @@ class UdpFlows:
         else:
             self.refuse(waiting.question, verdict, waiting.held[-1].packet, now)
 
-    def _send(self, flow: UdpFlow, held: Held, now: float) -> None:
+    def send_on(self, flow: UdpFlow, payload: bytes, ttl: int, kept: bytes, now: float) -> None:
+        """One more datagram of a flow; `ttl` is what is left of it, `kept` what errors will quote of its packet."""
         peer = flow.peer
         peer.ports[flow.dialled[1]] = flow
         peer.seen_as = flow.question.destination[0]
-        flow.last_packet = held.packet
+        flow.last_packet = kept
         flow.heard_at = now
-        flow.sent += len(held.payload)
-        self._outbox.effects.append(effects.SendDatagram(flow.mapping.id, *flow.dialled, held.payload, held.ttl))
+        flow.sent += len(payload)
+        self._outbox.effects.append(effects.SendDatagram(flow.mapping.id, *flow.dialled, payload, ttl))
 
     def refuse(self, question: Question, verdict: Verdict, kept: bytes, now: float) -> None:
         """Tell the guest at once, so that its programs fall back at once: ICMP port unreachable."""
@@ -177,7 +178,7 @@ class UdpFlows:
         target = (address, waiting.question.destination[1])
         flow = self._open(waiting.key, waiting.question, target, verdict, now)
         for held in waiting.held:
-            self._send(flow, held, now)
+            self.send_on(flow, held.payload, held.ttl, held.packet, now)
 
     def _give_up(self, waiting: Waiting, verdict: Verdict, now: float) -> None:
         """Refuse a flow that has waited, under the name it may have said."""
@@ -232,7 +233,7 @@ class UdpFlows:
                 flow.timeout = self._settings.udp_replied_timeout
                 self._unreplied.pop(flow.id, None)
         guest, guest_port = mapping.guest
-        self._outbox.send(source, guest, ipv4.UDP, udp.build(source, port, guest, guest_port, payload))
+        self._outbox.send_datagram(source, port, guest, guest_port, payload)
 
     def failed(
         self, number: int, address: bytes, port: int, failure: int, now: float, *, offender: bytes, mtu: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, fragment
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from netstack.engine import effects
@@ -13,6 +14,7 @@ from netstack.engine.verdict import ALLOW, Verdict
 
 from .wire_guest import (
     GATEWAY,
+    GATEWAY_MAC,
     GUEST,
     GUEST_MAC,
     HOST_ALIAS,
@@ -28,6 +30,12 @@ from .wire_guest import (
 )
 
 DF = {"flags": "DF"}
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["verified", "trusted"])
+def checksums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where checksums are not verified, datagrams of a known flow take a short way: nobody may see the difference."""
+    monkeypatch.setitem(network.__kwdefaults__ or {}, "verify", request.param)
 
 
 def mapped(
@@ -461,3 +469,43 @@ def test_errors_of_mappings_that_are_gone() -> None:
     wire.stack.datagram_failed(mapping, ip(SERVER), 7, effects.REFUSED, wire.now)
     wire.stack.datagram_failed(999, ip(SERVER), 7, effects.REFUSED, wire.now)
     assert wire.hears_nothing()
+
+
+# -- the short way -----------------------------------------------------------------------------------------------------
+
+
+def test_a_known_flow_is_its_guests_alone() -> None:
+    wire = VirtualWire()
+    mapped(wire)
+    wire.send(udp(SERVER, 7, b"spoofed"), source=OTHER_MAC)
+    assert wire.asks_nothing()
+    assert wire.dropped == {"ip-source-of-another": 1}
+
+
+@pytest.mark.parametrize(("length", "reason"), [(7, "udp-length"), (0, "udp-length"), (14, "udp-length")])
+def test_lengths_are_looked_at_again_in_a_known_flow(length: int, reason: str) -> None:
+    wire = VirtualWire(network(verify=False))
+    mapped(wire)
+    wire.send(IP(src=GUEST, dst=SERVER) / UDP(sport=5000, dport=7, len=length) / b"hello")
+    assert wire.asks_nothing()
+    assert wire.dropped == {reason: 1}
+
+
+@pytest.mark.parametrize("total", [0, 19, 20, 27, 34])
+def test_total_lengths_are_looked_at_again_in_a_known_flow(total: int) -> None:
+    wire = VirtualWire(network(verify=False))
+    mapped(wire)
+    wire.send(IP(src=GUEST, dst=SERVER, len=total) / UDP(sport=5000, dport=7, len=max(0, total - 20)) / b"hello")
+    assert wire.asks_nothing()
+    assert sum(wire.dropped.values()) == 1
+
+
+def test_what_is_behind_the_datagram_is_left_out() -> None:
+    wire = VirtualWire(network(verify=False))
+    mapping = mapped(wire)
+    wire.send(IP(src=GUEST, dst=SERVER) / UDP(sport=5000, dport=7, len=10) / b"hello")
+    wire.send(bytes(Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / udp(SERVER, 7, b"hi")) + bytes(10))
+    assert wire.asked() == [
+        SendDatagram(mapping, ip(SERVER), 7, b"he", 63),
+        SendDatagram(mapping, ip(SERVER), 7, b"hi", 63),
+    ]

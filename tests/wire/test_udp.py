@@ -6,7 +6,7 @@ import dpkt.udp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import UDP
+from scapy.layers.inet import IP, UDP
 
 from netstack.wire import udp
 
@@ -29,6 +29,22 @@ def test_build_against_scapy_dpkt_and_parse(source_port: int, destination_port: 
     assert (unpacked.sport, unpacked.dport, unpacked.ulen) == (source_port, destination_port, len(ours))
     assert bytes(unpacked.data) == payload
     assert read(ours) == udp.Udp(source_port, destination_port, payload)
+
+
+@given(source_port=ports, destination_port=ports, payload=st.binary(max_size=300), identification=st.integers(0, 65535))
+def test_packets_against_scapy(source_port: int, destination_port: int, payload: bytes, identification: int) -> None:
+    ours = udp.packet(samples.GUEST, source_port, samples.GATEWAY, destination_port, payload, identification)
+    guest, gateway = (".".join(map(str, address)) for address in (samples.GUEST, samples.GATEWAY))
+    header = IP(src=guest, dst=gateway, id=identification)
+    assert ours == bytes(header / UDP(sport=source_port, dport=destination_port) / payload)
+
+
+def test_packets_have_the_bounds_of_datagrams() -> None:
+    field = udp.packet(samples.GUEST, 1, samples.GATEWAY, 2, b"\0\0", 0)[26:28]
+    assert udp.packet(samples.GUEST, 1, samples.GATEWAY, 2, field, 0)[26:28] == b"\xff\xff"
+    assert len(udp.packet(samples.GUEST, 1, samples.GATEWAY, 2, bytes(65_507), 0)) == 65_535
+    with pytest.raises(ValueError, match="65508"):
+        udp.packet(samples.GUEST, 1, samples.GATEWAY, 2, bytes(65_508), 0)
 
 
 def test_a_computed_zero_goes_out_as_all_ones() -> None:
