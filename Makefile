@@ -20,9 +20,10 @@ COVERAGE_FLOOR ?= 80
 
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-COMPILED := build/compiled
+COMPILED := build/compiled$(patsubst .venv%,%,$(VENV))
 COMPILED_VENV := $(VENV)-compiled
-# The tests run in a copy of the checkout that has no netstack: what is imported can only be what is installed.
+COMPILED_WHEEL := $(COMPILED_VENV)/wheel
+# The tests run in a copy of the checkout whose packages are the installed ones: nothing else is there to be imported.
 COMPILED_CHECKOUT := $(COMPILED_VENV)/checkout
 SOURCES := $(shell find netstack guest_iface -name '*.py')
 
@@ -72,19 +73,20 @@ compiled: $(COMPILED)/.built
 $(COMPILED)/.built: $(SOURCES) pyproject.toml hatch_build.py
 	@bash .ci/debian-packages venv "$(PYTHON)"
 	@bash .ci/debian-packages compile "$(PYTHON)"
-	rm -rf $(COMPILED) build/wheel
+	rm -rf $(COMPILED) $(COMPILED_WHEEL)
 	$(PYTHON) -m venv $(COMPILED_VENV)
 	$(COMPILED_VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(COMPILED_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --target $(COMPILED) build/wheel/netstack-*.whl
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(COMPILED_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(COMPILED_WHEEL) .
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --target $(COMPILED) $(COMPILED_WHEEL)/netstack-*.whl
 	@touch $@
 
 test-compiled: host-packages compiled
-	$(COMPILED_VENV)/bin/python -m pip install --quiet --group dev build/wheel/netstack-*.whl
-	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/netstack-*.whl
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --group dev $(COMPILED_WHEEL)/netstack-*.whl
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(COMPILED_WHEEL)/netstack-*.whl
 	rm -rf $(COMPILED_CHECKOUT)
 	mkdir $(COMPILED_CHECKOUT)
 	cp -R tests bench pyproject.toml Makefile *.md $(COMPILED_CHECKOUT)
+	cd $(COMPILED_CHECKOUT) && ln -s ../lib/python3*/site-packages/netstack ../lib/python3*/site-packages/guest_iface .
 	cd $(COMPILED_CHECKOUT) && ../bin/python -m pytest -n $(JOBS) --require-compiled \
 		$(if $(REQUIRE_GUEST),--require-guest) $(PYTEST_ARGS)
 

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import netstack
-
 from .lab import LabError
-from .netstack_process import COMMAND
+from .netstack_process import COMMAND, ROOT
 from .network import PUBLIC, World
 
 pytestmark = pytest.mark.guest("ip", "openssl", "curl", "ping", "userns")
 NOBODY = "65534"
-SOURCES = Path(netstack.__file__).parents[1]
-"""Where the packages that are tested lie: this checkout, or an environment they are installed into."""
 UPSTREAM = ["--dns-upstream", "127.0.0.1:5353"]
 
 
@@ -40,13 +36,13 @@ def readable_python() -> str:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """PYTHONPATH of the project and what it needs: where they are, or copied to where any user can read them."""
     library = Path(sysconfig.get_path("purelib"))
-    if anybody_may_enter(library) and anybody_may_enter(SOURCES):
-        return f"{SOURCES}:{library}"
+    if anybody_may_enter(library) and anybody_may_enter(ROOT):
+        return f"{ROOT}:{library}"
     directory = tmp_path_factory.mktemp("installed")
     site = directory / "site"
     shutil.copytree(sysconfig.get_path("purelib"), site, ignore=shutil.ignore_patterns("__pycache__", "scapy", "mypy*"))
     for package in ("netstack", "guest_iface"):
-        shutil.copytree(SOURCES / package, site / package, dirs_exist_ok=True)
+        shutil.copytree(ROOT / package, site / package, dirs_exist_ok=True)
     for path in (directory, *directory.parents[:2]):
         path.chmod(0o755)
     return str(site)
