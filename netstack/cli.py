@@ -246,6 +246,7 @@ def _configuration(
 ) -> RunConfig:
     """The one configuration out of the options' values. Raises ConfigError."""
     from netstack import config
+    from netstack.policy_config import network_spec
 
     if events == "-" and config.StdioLink() in links:
         raise config.ConfigError("--events", events, "a file: standard output carries the guest's frames")
@@ -254,7 +255,7 @@ def _configuration(
     except OSError:
         resolv_conf = ""
     read_policy = partial(
-        config.network_spec,
+        network_spec,
         network=network,
         allow_net=allow_net,
         deny_all=deny_all,
@@ -375,9 +376,10 @@ def check(
     A question is HOST:PORT, udp://HOST:PORT, IP:PORT, icmp://IP, http(s)://HOST/, quic://HOST, or a name: dns://NAME/TYPE.
     The exit status is 0 if all of it is allowed, 1 if something is refused, 2 for what cannot be read.
     """
-    from netstack.config import network_settings, network_spec
+    from netstack.config import network_settings
     from netstack.policy_check import QuestionError
     from netstack.policy_check import check as check_question
+    from netstack.policy_config import network_spec
 
     questions = ctx.meta["questions"]
     if not questions:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from netstack import NetworkSpec, cli
-from netstack.config import network_spec
 from netstack.engine.verdict import ALLOW, Question, Verdict
 from netstack.hooks import HookRunner, load_hooks
+from netstack.policy_config import network_spec
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 GUEST, SERVER = (bytes([192, 168, 127, 2]), 40_000), (bytes([93, 184, 216, 34]), 443)

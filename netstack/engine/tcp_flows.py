@@ -1,4 +1,7 @@
-"""TCP flows: the guest's SYN, the dial, the splice of two streams, and how one side's end reaches the other."""
+"""TCP flows: the guest's SYN, the dial, the splice of two streams, and how one side's end reaches the other.
+
+Whether a flow may go where it wants is for `tcp_admission`; the tables all of them are in are `tcp_table`'s.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,16 @@ from typing import Final
 
 from netstack.engine import effects
 from netstack.engine import tcp_states as st
-from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.host_errors import quoted_whole
 from netstack.engine.icmp_errors import IcmpErrors
-from netstack.engine.inspection import DEADLINE as PEEK_DEADLINE
-from netstack.engine.inspection import Inspection
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Routes, refusal
 from netstack.engine.settings import NetworkSettings
+from netstack.engine.tcp_admission import TcpAdmission
 from netstack.engine.tcp_connection import TcpConnection, TcpLimits
 from netstack.engine.tcp_flow import (
     CONNECTING,
-    CONSULTING,
     DRAINING,
     GONE,
     PEEKING,
@@ -31,6 +31,7 @@ from netstack.engine.tcp_flow import (
     TcpFlow,
 )
 from netstack.engine.tcp_output import TcpOutput
+from netstack.engine.tcp_table import TcpTable
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
@@ -40,8 +41,6 @@ MAX_HALF_OPEN: Final = 4096
 MAX_PEEKING: Final = 1024
 """Flows that have not said their name yet; further ones are reset, unless one of the oldest has shaken no hands yet."""
 _LOOKED_AT: Final = 32
-MAX_WAITING_BYTES: Final = 64 << 20
-"""Bytes of guests that wait for a verdict or for the dial of a name, of all flows together."""
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
 SERVED_IDLE: Final = 30.0
@@ -49,11 +48,6 @@ SERVED_IDLE: Final = 30.0
 
 It is closed then, and reset when it takes as long again for that.
 """
-
-CONSULT_DEADLINE: Final = 30.0
-"""Seconds after which a driver that does not answer for its hook counts as a refusal; its own deadline is shorter."""
-FAREWELL: Final = 5.0
-"""Seconds a guest that was turned away has to close its side before it is reset."""
 
 _SERVED: Final = Verdict(ALLOW, "syn", "gateway-service")
 
@@ -73,7 +67,8 @@ _UNREACHABLE_CODES: Final = {
 class TcpFlows:
     """Every TCP flow of one engine.
 
-    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow.
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow. `admission` hears what hooks and
+    policies say of them.
     """
 
     def __init__(
@@ -88,7 +83,6 @@ class TcpFlows:
         services: Mapping[tuple[bytes, int], Callable[[bytes, int], Session]],
     ) -> None:
         """`initial_sequence(key, now)` gives ISNs (RFC 6528); `services` makes a session for (address, port)."""
-        self.table: dict[bytes, TcpFlow] = {}
         self._settings = settings
         self._routes = routes
         self._outbox = outbox
@@ -104,14 +98,15 @@ class TcpFlows:
             max_congestion_window=max(window, 10 * mss),
             keepalive_idle=settings.tcp_keepalive,
         )
-        self._streams: dict[int, TcpFlow] = {}
-        self._half_open: dict[int, TcpFlow] = {}
-        self._time_wait: dict[int, TcpFlow] = {}
-        self._peeking: dict[int, TcpFlow] = {}
-        self._waiting_bytes = 0
         self._timers: Timers[TcpFlow] = Timers()
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
+        self._flows = flows = TcpTable(outbox, judge)
+        self.table = flows.by_key
+        self._streams = flows.streams
+        self._half_open = flows.half_open
+        self._time_wait = flows.time_wait
+        self.admission = TcpAdmission(settings, flows, outbox, judge, self._timers, self.touch)
 
     # -- from the guest --------------------------------------------------------------------------------------
 
@@ -132,7 +127,7 @@ class TcpFlows:
             least = (old.connection.send_next + 1) & _MASK
             if (isn - least) & _MASK >= _HALF:
                 isn = (least + 64_000) & _MASK
-            self._forget(old)
+            self._flows.forget(old)
         question = Question(
             self._outbox.next_flow(), ipv4.TCP, (syn.source, syn.source_port), (syn.destination, syn.destination_port)
         )
@@ -169,13 +164,9 @@ class TcpFlows:
             flow.session = service(syn.source, flow.id)
             connection.accept(now)
         elif verdict.action == PEEK:
-            flow.state = PEEKING
-            flow.inspection = Inspection(self._judge, question)
-            flow.limit_at = now + PEEK_DEADLINE
-            self._peeking[flow.id] = flow
-            connection.accept(now)
+            self.admission.peek(flow, now)
         else:
-            self._admit(flow, verdict, now)
+            self.admission.admit(flow, verdict, now)
         self._timers.schedule(flow)
 
     def _refuse_route(self, syn: Syn, question: Question, kind: int, now: float) -> None:
@@ -219,9 +210,9 @@ class TcpFlows:
 
     def _no_room(self, verdict: Verdict, now: float) -> str:
         """Why there cannot be one flow more, whoever allows it; empty when there can."""
-        if verdict.action == PEEK and len(self._peeking) >= MAX_PEEKING:
+        if verdict.action == PEEK and len(self._flows.peeking) >= MAX_PEEKING:
             # A SYN flood does not keep out who means it (conformance F1).
-            oldest = islice(self._peeking.values(), _LOOKED_AT)
+            oldest = islice(self._flows.peeking.values(), _LOOKED_AT)
             silent = next((flow for flow in oldest if flow.id in self._half_open), None)
             if silent is None:
                 return "too-many-unnamed-flows"
@@ -235,7 +226,7 @@ class TcpFlows:
         if len(self.table) < self._settings.max_tcp_flows:
             return True
         if self._time_wait:
-            self._forget(next(iter(self._time_wait.values())))
+            self._flows.forget(next(iter(self._time_wait.values())))
         elif self._half_open:
             self._evict_half_open(next(iter(self._half_open.values())), now)
         return len(self.table) < self._settings.max_tcp_flows
@@ -243,7 +234,7 @@ class TcpFlows:
     def _evict_half_open(self, flow: TcpFlow, now: float) -> None:
         self._outbox.drop("tcp-half-open-evicted")
         flow.connection.abort()
-        self._abandon(flow, "evicted", now)
+        self._flows.abandon(flow, "evicted", now)
 
     # -- from the host ---------------------------------------------------------------------------------------
 
@@ -263,22 +254,15 @@ class TcpFlows:
             flow.connection.accept(now)
         elif flow.inspection is not None:
             flow.state = DRAINING if flow.guest_finished else SPLICED
-            self._report_opened(flow, now)
+            self._flows.report_opened(flow, now)
             held, flow.inspection.held = flow.inspection.held, []
-            self._waiting_bytes -= flow.inspection.waiting
+            self._flows.waiting_bytes -= flow.inspection.waiting
             flow.inspection.waiting = 0
-            self._send_on(flow, flow.inspection, held, now)
+            self.admission.send_on(flow, flow.inspection, held, now)
             if flow.guest_finished and flow.upstream:
                 self._outbox.effects.append(effects.ShutdownStream(flow.id))
             self.touch(flow)
         self._timers.schedule(flow)
-
-    def _report_opened(self, flow: TcpFlow, now: float) -> None:
-        question, verdict = flow.question, flow.verdict
-        note = self._judge.note(question, verdict, now)
-        self._outbox.report(
-            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, verdict, note)
-        )
 
     def failed(self, number: int, failure: int, now: float) -> None:
         """The dial failed: the guest hears what the host heard."""
@@ -288,17 +272,8 @@ class TcpFlows:
         code = _UNREACHABLE_CODES.get(failure) if flow.connection.state == st.LISTEN else None
         if code is None or not self._unreachable(flow.packet, code, now):
             flow.connection.abort()
-        self._close(flow, effects.FAILURE_WORDS[failure], now)
-        self._forget(flow)
-
-    def objected(self, number: int, fault: str, now: float) -> None:
-        """The name leads only to places that must not be reached by it: nothing was dialled."""
-        flow = self._streams.get(number)
-        if flow is None or flow.state != CONNECTING or flow.inspection is None:
-            return
-        self._turn_away(flow, flow.inspection, flow.verdict._replace(action=REFUSE, step="dial", reason=fault), now)
-        self._timers.schedule(flow)
-        self.touch(flow)
+        self._flows.close(flow, effects.FAILURE_WORDS[failure], now)
+        self._flows.forget(flow)
 
     def taken(self, number: int, count: int) -> None:
         """The host socket took `count` bytes."""
@@ -339,7 +314,7 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is not None:
             flow.connection.abort()
-            self._abandon(flow, "reset by destination", now, tell_host=False)
+            self._flows.abandon(flow, "reset by destination", now, tell_host=False)
 
     def wake(self, number: int) -> None:
         """A session of this flow has put something into `out`."""
@@ -351,9 +326,9 @@ class TcpFlows:
         """The guest with this MAC is gone: end what it had."""
         for flow in [flow for flow in self.table.values() if flow.mac == mac]:
             if flow.state != GONE:
-                self._abandon(flow, "guest left", now)
+                self._flows.abandon(flow, "guest left", now)
             else:
-                self._forget(flow)
+                self._flows.forget(flow)
 
     # -- at the end of a batch -------------------------------------------------------------------------------
 
@@ -377,7 +352,7 @@ class TcpFlows:
             count = sum(map(len, chunks))
             buffer.unsent += count
             if flow.inspection is not None:
-                self._inspect(flow, flow.inspection, chunks, now)
+                self.admission.inspect(flow, flow.inspection, chunks, now)
             elif flow.upstream:
                 flow.sent += count
                 self._outbox.effects.append(effects.SendStream(flow.id, chunks))
@@ -389,7 +364,7 @@ class TcpFlows:
         if flow.state != CONNECTING:
             return
         flow.state = SPLICED
-        self._report_opened(flow, now)
+        self._flows.report_opened(flow, now)
         if flow.session is not None:
             flow.limit_at = now + SERVED_IDLE
 
@@ -397,10 +372,10 @@ class TcpFlows:
         signals, connection.signals = connection.signals, 0
         if flow.state == GONE:
             if connection.state == st.CLOSED:
-                self._forget(flow)
+                self._flows.forget(flow)
             return
         if signals & (st.PEER_RESET | st.GAVE_UP):
-            self._abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
+            self._flows.abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
             return
         if signals & st.PEER_FINISHED:
             self._guest_finished(flow, now)
@@ -410,15 +385,15 @@ class TcpFlows:
         if signals & st.ENDED and flow.state != GONE:
             if flow.session is None:
                 self._outbox.effects.append(effects.CloseStream(flow.id))
-            self._close(flow, "finished", now)
+            self._flows.close(flow, "finished", now)
             if connection.state == st.TIME_WAIT:
                 self._time_wait[flow.id] = flow
             else:
-                self._forget(flow)
+                self._flows.forget(flow)
 
     def _guest_finished(self, flow: TcpFlow, now: float) -> None:
         if flow.state == PEEKING and flow.inspection is not None:
-            self._turn_away(flow, flow.inspection, flow.inspection.unfinished("closed-without-name"), now)
+            self.admission.ended(flow, flow.inspection, now)
         elif flow.session is not None:
             flow.state = DRAINING
             self._serve(flow, flow.session, now)
@@ -427,104 +402,6 @@ class TcpFlows:
             self._outbox.effects.append(effects.ShutdownStream(flow.id))
         else:
             flow.guest_finished = True
-
-    # -- flows that have to say their name -------------------------------------------------------------------
-
-    def _inspect(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
-        """Bytes of a flow that has to say its name, or has said it and goes on being read."""
-        if flow.upstream:
-            self._send_on(flow, inspection, chunks, now)
-            return
-        count = sum(map(len, chunks))
-        inspection.waiting += count
-        self._waiting_bytes += count
-        if self._waiting_bytes > MAX_WAITING_BYTES:
-            if flow.state == CONNECTING:
-                self._outbox.effects.append(effects.AbortStream(flow.id))  # the dial is for nobody any more
-            fault = inspection.unfinished("too-many-bytes-wait")
-            fault = fault._replace(name=flow.verdict.name, source=flow.verdict.source)
-            self._turn_away(flow, inspection, fault, now)
-            return
-        for chunk in chunks:
-            if flow.state != PEEKING:
-                inspection.held.append(chunk)
-                continue
-            verdict = inspection.feed(chunk, now)
-            if verdict is None:
-                continue
-            if not verdict.allowed and not (verdict.name and self._judge.overrulable(verdict)):
-                self._turn_away(flow, inspection, verdict, now)
-                return
-            del self._peeking[flow.id]
-            self._admit(flow, verdict, now)
-
-    def _admit(self, flow: TcpFlow, verdict: Verdict, now: float) -> None:
-        """The policy has spoken: ask the hook if there is one, else dial."""
-        flow.verdict = verdict
-        if not self._judge.consults:
-            self._dial(flow, now)
-            return
-        flow.state = CONSULTING
-        flow.limit_at = now + CONSULT_DEADLINE
-        self._outbox.effects.append(effects.ConsultFlow(flow.question, verdict))
-
-    def consulted(self, number: int, verdict: Verdict, now: float) -> None:
-        """The hook has spoken."""
-        flow = self._streams.get(number)
-        if flow is None or flow.state != CONSULTING:
-            return
-        if verdict.allowed:
-            flow.verdict = verdict
-            self._dial(flow, now)
-        elif flow.inspection is not None:
-            self._turn_away(flow, flow.inspection, verdict, now)
-        else:  # the SYN was not answered yet
-            flow.connection.abort()
-            self._judge.refused(flow.question, verdict, "reset", now)
-            self._release(flow)
-            self._forget(flow)
-        self._timers.schedule(flow)
-        self.touch(flow)
-
-    def _dial(self, flow: TcpFlow, now: float) -> None:
-        flow.state = CONNECTING
-        flow.limit_at = now + self._settings.dial_timeout
-        if flow.verdict.source == "synthetic":
-            flow.inspection = Inspection(self._judge, flow.question, flow.verdict.name)
-        elif flow.inspection is not None:
-            flow.inspection.follow()
-        if flow.inspection is None:
-            self._outbox.effects.append(effects.OpenStream(flow.id, *flow.dialled))
-        else:
-            self._outbox.effects.append(effects.OpenNamed(flow.id, flow.verdict.name, flow.dialled[1]))
-
-    def _send_on(self, flow: TcpFlow, inspection: Inspection, chunks: list[bytes], now: float) -> None:
-        passed, refusal = inspection.pass_on(chunks)
-        if refusal is not None:
-            self._turn_away(flow, inspection, refusal, now)
-            return
-        if passed:
-            flow.sent += sum(map(len, passed))
-            self._outbox.effects.append(effects.SendStream(flow.id, passed))
-        if inspection.over:
-            flow.inspection = None
-
-    def _turn_away(self, flow: TcpFlow, inspection: Inspection, verdict: Verdict, now: float) -> None:
-        """Refuse a flow whose handshake is complete: tell the guest in its own protocol, then close."""
-        farewell, told = inspection.farewell(verdict)
-        self._judge.refused(flow.question, verdict, told, now)
-        if flow.upstream:
-            self._outbox.effects.append(effects.AbortStream(flow.id))
-            self._report_closed(flow, "refused", now)
-        self._release(flow)
-        flow.turned_away = True
-        if not farewell:
-            flow.connection.abort()
-            self._forget(flow)
-            return
-        flow.connection.write(farewell)
-        flow.connection.finish()
-        flow.limit_at = now + FAREWELL
 
     # -- services of the gateway -----------------------------------------------------------------------------
 
@@ -552,7 +429,7 @@ class TcpFlows:
         del ready[:taken]
         if session.failed:
             connection.abort()
-            self._abandon(flow, "not understood", now)
+            self._flows.abandon(flow, "not understood", now)
             return
         if flow.sent + flow.received != before:
             flow.limit_at = now + SERVED_IDLE
@@ -595,81 +472,7 @@ class TcpFlows:
                 flow.connection.finish()
             else:
                 flow.connection.abort()
-                self._abandon(flow, "idle", now)
-        elif flow.turned_away:
-            flow.connection.abort()
-            self._forget(flow)
-        elif flow.state == PEEKING and flow.inspection is not None:
-            self._turn_away(flow, flow.inspection, flow.inspection.unfinished("no-name-in-time"), now)
-        elif flow.state == CONSULTING:
-            silent = Verdict(REFUSE, "hook", "hook-silent", "", flow.verdict.name, flow.verdict.source)
-            self.consulted(flow.id, silent, now)
-        elif flow.state == CONNECTING:
+                self._flows.abandon(flow, "idle", now)
+        elif not self.admission.out_of_time(flow, now) and flow.state == CONNECTING:
             self._outbox.effects.append(effects.AbortStream(flow.id))
             self.failed(flow.id, effects.TIMED_OUT, now)
-
-    # -- another policy --------------------------------------------------------------------------------------
-
-    def judge_again(self, now: float) -> None:
-        """Reset the flows that the policy now in force would refuse; the others live on."""
-        for flow in [flow for flow in self.table.values() if flow.state != GONE]:
-            if flow.session is not None:
-                if self._judge.policy.settings.disabled:  # the gateway itself is not there any more
-                    flow.connection.abort()
-                    self._abandon(flow, "network disabled", now)
-                continue
-            if flow.state == PEEKING:
-                verdict = self._judge.first(flow.question, now)
-            else:
-                verdict = self._judge.again(flow.question, flow.verdict, now)
-            if verdict.action != REFUSE:
-                continue
-            flow.connection.abort()
-            self._judge.refused(flow.question, verdict, "reset", now)
-            if flow.state in (PEEKING, CONSULTING):  # it has not gone anywhere yet: the refusal is all there is to tell
-                self._release(flow)
-                self._forget(flow)
-            else:
-                self._abandon(flow, "refused", now)
-
-    # -- the end ---------------------------------------------------------------------------------------------
-
-    def _abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
-        if tell_host and flow.session is None and flow.state not in (PEEKING, CONSULTING):
-            self._outbox.effects.append(effects.AbortStream(flow.id))
-        self._close(flow, reason, now)
-        self._forget(flow)
-
-    def _close(self, flow: TcpFlow, reason: str, now: float) -> None:
-        self._release(flow)
-        self._report_closed(flow, reason, now)
-
-    def _release(self, flow: TcpFlow) -> None:
-        """The host side is over."""
-        flow.state = GONE
-        flow.upstream = False
-        if flow.inspection is not None:
-            self._waiting_bytes -= flow.inspection.waiting
-            flow.inspection = None
-        flow.packet = b""
-        flow.limit_at = inf
-        self._streams.pop(flow.id, None)
-        self._half_open.pop(flow.id, None)
-        self._peeking.pop(flow.id, None)
-        if flow.session is not None:
-            flow.session.closed()
-
-    def _report_closed(self, flow: TcpFlow, reason: str, now: float) -> None:
-        question = flow.question
-        self._outbox.report(
-            FlowClosed(
-                flow.id, "tcp", question.guest, question.destination, flow.dialled, reason, flow.sent, flow.received,
-                now - flow.opened_at, flow.verdict,
-            )
-        )  # fmt: skip
-
-    def _forget(self, flow: TcpFlow) -> None:
-        flow.forgotten = True
-        self._time_wait.pop(flow.id, None)
-        if self.table.get(flow.key) is flow:
-            del self.table[flow.key]

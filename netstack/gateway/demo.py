@@ -45,7 +45,7 @@ from netstack.gateway.demo_services import (
 )
 from netstack.gateway.event_log import endpoint_words
 from netstack.gateway.guest_command import DEVICE
-from netstack.gateway.host_sockets import open_ping_socket
+from netstack.gateway.host_datagrams import open_ping_socket
 from netstack.gateway.run_command import Attachments, Gateway, prepare_process, run_trio
 from netstack.network_spec import NetworkSpec
 

@@ -17,7 +17,7 @@ import trio
 from netstack.engine import effects
 from netstack.engine.effects import OpenNamed, ResolveName
 from netstack.engine.stack import Stack
-from netstack.gateway.host_sockets import HostSockets, address_text, new_stream_socket
+from netstack.gateway.host_streams import HostStreams, address_text, new_stream_socket
 from netstack.gateway.resolver import AnswersDns
 from netstack.gateway.socket_errors import failure_of
 from netstack.wire import dns as wire
@@ -35,10 +35,10 @@ _UNROUTED: Final = ("2001:db8::1", 53)
 class Dialer:
     """Carries out OpenNamed and ResolveName."""
 
-    def __init__(self, stack: Stack, sockets: HostSockets, resolver: AnswersDns, flush: Callable[[], None]) -> None:
+    def __init__(self, stack: Stack, streams: HostStreams, resolver: AnswersDns, flush: Callable[[], None]) -> None:
         """`flush` is called after the stack was told something."""
         self._stack = stack
-        self._sockets = sockets
+        self._streams = streams
         self._resolver = resolver
         self._flush = flush
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -64,7 +64,7 @@ class Dialer:
             known += found
         if len(known) != 1 or self._stack.candidate_fault(ipv4.TCP, known[0], effect.port):
             return False
-        self._sockets.dial(effect.flow, self._stack.dialled(known[0]), effect.port, now)
+        self._streams.dial(effect.flow, self._stack.dialled(known[0]), effect.port, now)
         return True
 
     async def open_named(self, effect: OpenNamed) -> None:
@@ -86,7 +86,7 @@ class Dialer:
                     return  # cancelled when this task was on its way here
                 now = trio.current_time()
                 if race.winner is not None:
-                    self._sockets.adopt(effect.flow, race.winner)
+                    self._streams.adopt(effect.flow, race.winner)
                     self._stack.stream_opened(effect.flow, now, race.address)
                     race.winner = None
                 elif faults and not fit:

@@ -91,7 +91,7 @@ class Driver:
         if hooks is not None:
             self.stack.judge.consults = True
             self.stack.judge.loosens = hooks.may_allow
-        self._dialer = Dialer(self.stack, self.sockets, resolver, self.flush)
+        self._dialer = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
         self._nursery: trio.Nursery | None = None

@@ -40,7 +40,7 @@ from netstack.gateway import RunFailed
 from netstack.gateway.capture_comments import CaptureComments
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
-from netstack.gateway.host_sockets import open_ping_socket
+from netstack.gateway.host_datagrams import open_ping_socket
 from netstack.gateway.resolver import Resolver
 from netstack.network_spec import NetworkSpec
 

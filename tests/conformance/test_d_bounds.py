@@ -9,7 +9,7 @@ import pytest
 from wire import hellos
 from wire.http_requests import get
 
-from netstack.engine import tcp_flows
+from netstack.engine import tcp_admission, tcp_flows
 from netstack.engine.effects import AbortStream, OpenNamed
 from netstack.engine.events import FlowRefused
 from netstack.engine.inspection import DEADLINE
@@ -215,8 +215,8 @@ def test_D4_many_at_once(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_D4_bytes_that_wait_are_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all flows together, while the name is read and while it is dialled; what was sent on or given up is free."""
-    assert tcp_flows.MAX_WAITING_BYTES == 64 << 20
-    monkeypatch.setattr(tcp_flows, "MAX_WAITING_BYTES", 3000)
+    assert tcp_admission.MAX_WAITING_BYTES == 64 << 20
+    monkeypatch.setattr(tcp_admission, "MAX_WAITING_BYTES", 3000)
     wire = guest(NAME)
     dialling = peeked(wire)
     say(dialling, HELLO + bytes(1000))

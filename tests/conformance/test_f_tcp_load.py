@@ -17,7 +17,7 @@ from scapy.layers.l2 import Ether
 from wire import hellos
 from wire.http_requests import get
 
-from netstack.engine import effects, tcp_flows
+from netstack.engine import effects, tcp_admission, tcp_flows
 from netstack.engine.effects import AbortStream, CloseStream, OpenNamed, OpenStream, SendStream, ShutdownStream
 from netstack.engine.events import FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.refusals import MAX_PLACES
@@ -283,7 +283,7 @@ def test_F6_a_guest_without_a_window_is_told_nothing_and_let_go(guest: Guest, da
     assert wire.asks_nothing()
     (event,) = wire.flow_events()
     assert isinstance(event, FlowRefused)
-    wire.wait(tcp_flows.FAREWELL + 0.1)
+    wire.wait(tcp_admission.FAREWELL + 0.1)
     assert any("R" in str(frame[TCP].flags) for frame in wire.hear())
     assert is_gone(connection)
     assert wire.rests(within=1)

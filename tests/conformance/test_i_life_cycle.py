@@ -19,7 +19,7 @@ from scapy.layers.inet import TCP, UDP
 from wire import hellos
 from wire.http_requests import get
 
-from netstack.config import ListenLink, RunConfig, UnixEndpoint, network_settings, network_spec
+from netstack.config import ListenLink, RunConfig, UnixEndpoint, network_settings
 from netstack.engine.effects import NO_ADDRESS, OpenNamed, OpenStream
 from netstack.engine.events import DnsEvent, FlowClosed, FlowOpened, FlowRefused, PolicyReplaced
 from netstack.engine.policy import PolicySettings
@@ -27,6 +27,7 @@ from netstack.gateway.resolver import Resolver
 from netstack.gateway.run_command import Gateway, open_attachments
 from netstack.network_spec import NetworkSpec
 from netstack.policy_check import check
+from netstack.policy_config import network_spec
 
 from .dns_client import sunk
 from .live import running, settled

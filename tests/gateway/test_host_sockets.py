@@ -35,9 +35,10 @@ from netstack.engine.effects import (
     ShutdownStream,
 )
 from netstack.engine.stack import Stack
-from netstack.gateway import host_sockets, socket_errors
-from netstack.gateway.host_sockets import HostSockets, failure_of
+from netstack.gateway import host_datagrams, host_sockets, host_streams, socket_errors
+from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.poller import READ, WRITE
+from netstack.gateway.socket_errors import failure_of
 
 LOOPBACK = b"\x7f\0\0\1"
 IP_RECVTTL = 12  # ip(7)
@@ -249,12 +250,12 @@ async def test_the_kernel_has_no_place_to_watch_another_socket(side: Side, monke
     with await side.connect(1) as peer:
         side.engine.room = 0
         await peer.send(b"x")
-        await side.until(lambda: not side.sockets._hosts[1].interest)
+        await side.until(lambda: not side.sockets._table.by_flow[1].interest)
 
         def fail(*_arguments: object) -> None:
             raise OSError(errno.ENOSPC, "no space left on device")
 
-        monkeypatch.setattr(side.sockets._poller, "register", fail)
+        monkeypatch.setattr(side.sockets._table.poller, "register", fail)
         side.do(OpenStream(2, LOOPBACK, 80), OpenDatagrams(3), SendDatagram(3, LOOPBACK, 9, b"x", 63), ReadStream(1))
         assert side.engine.said == [
             ("failed", 2, effects.NO_RESOURCES),
@@ -321,12 +322,12 @@ async def test_what_the_peer_does_not_read_waits_and_is_reported_as_it_goes(side
             nursery.start_soon(read)
             await side.until(lambda: side.engine.taken[1] == len(data))
         assert received == data
-        assert side.sockets._hosts[1].interest == READ
+        assert side.sockets._table.by_flow[1].interest == READ
 
 
 async def test_more_pieces_than_one_call_takes(side: Side) -> None:
     with await side.connect() as peer:
-        count = host_sockets.MAX_PIECES * 2 + 100
+        count = host_streams.MAX_PIECES * 2 + 100
         pieces = [b"%05d" % number for number in range(count)]
         side.do(SendStream(1, pieces))
         await side.until(lambda: side.engine.taken[1] == 5 * count)
@@ -363,7 +364,7 @@ async def test_the_peers_end_is_told_once_and_writing_goes_on(side: Side) -> Non
         peer.shutdown(socket.SHUT_WR)
         await side.says(("ended", 1))
         assert side.engine.received == {1: b"last words"}
-        assert side.sockets._hosts[1].interest == 0
+        assert side.sockets._table.by_flow[1].interest == 0
         side.do(ReadStream(1))  # too late to matter
         side.do(SendStream(1, [b"reply"]), ShutdownStream(1), CloseStream(1))
         assert await read_all(peer) == b"reply"
@@ -391,7 +392,7 @@ async def test_close_comes_after_the_last_byte(side: Side) -> None:
 
 async def test_streams_that_linger_are_bounded(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """Conformance K6, L5: a peer that never reads holds a descriptor of a flow that the engine has forgotten."""
-    monkeypatch.setattr(host_sockets, "MAX_LINGERING", 2)
+    monkeypatch.setattr(host_streams, "MAX_LINGERING", 2)
     peers = [await side.connect(flow) for flow in (1, 2, 3)]
     with peers[0], peers[1], peers[2]:
         for flow in (1, 2, 3):
@@ -399,7 +400,7 @@ async def test_streams_that_linger_are_bounded(side: Side, monkeypatch: pytest.M
         assert len(side.sockets) == 2
         assert await is_reset(peers[0])
         side.do(AbortStream(2))
-        assert len(side.sockets._lingering) == 1
+        assert len(side.sockets.streams._lingering) == 1
 
 
 async def test_abort_is_a_reset(side: Side) -> None:
@@ -424,7 +425,7 @@ async def test_a_reset_by_the_peer_while_bytes_wait_for_it(side: Side) -> None:
     with await side.connect() as peer:
         side.do(SendStream(1, [bytes(8 << 20)]))
         await peer.send(b"x")
-        await side.until(lambda: side.sockets._hosts[1].interest == WRITE)
+        await side.until(lambda: side.sockets._table.by_flow[1].interest == WRITE)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await side.says(("reset", 1))
 
@@ -451,7 +452,7 @@ async def test_no_more_is_read_than_there_is_room_for(side: Side) -> None:
         await side.until(lambda: side.engine.received)
         assert side.engine.received == {1: b"0123456789"}
         side.engine.room = 0
-        await side.until(lambda: side.sockets._hosts[1].interest == 0)
+        await side.until(lambda: side.sockets._table.by_flow[1].interest == 0)
         assert side.engine.received == {1: b"0123456789"}
         side.engine.room = 100
         side.do(ReadStream(1))
@@ -462,7 +463,7 @@ async def test_a_paused_stream_keeps_writing(side: Side) -> None:
     with await side.connect() as peer:
         side.engine.room = 0
         await peer.send(b"x")
-        await side.until(lambda: side.sockets._hosts[1].interest == 0)
+        await side.until(lambda: side.sockets._table.by_flow[1].interest == 0)
         data = pattern(8 << 20)
         side.do(SendStream(1, [data]))
         received: list[bytes] = []
@@ -541,16 +542,16 @@ async def test_errors_are_reported_without_a_next_datagram_and_then_the_socket_i
     closed = unused_port(socket.SOCK_DGRAM)
     side.do(OpenDatagrams(1), SendDatagram(1, LOOPBACK, closed, b"x", 63))
     await side.says(("lost", 1, LOOPBACK, closed, effects.REFUSED))
-    assert side.sockets._poller.poll() == [], "an error that stays would wake the driver for ever"
+    assert side.sockets._table.poller.poll() == [], "an error that stays would wake the driver for ever"
 
 
 async def test_an_error_that_only_the_queue_knows_of_is_read(side: Side) -> None:
     """The socket's pending error was taken by somebody; the queue alone keeps the selector awake."""
     closed = unused_port(socket.SOCK_DGRAM)
     side.do(OpenDatagrams(1), SendDatagram(1, LOOPBACK, closed, b"x", 63))
-    assert side.sockets._hosts[1].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+    assert side.sockets._table.by_flow[1].sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
     await side.says(("lost", 1, LOOPBACK, closed, effects.REFUSED))
-    assert side.sockets._poller.poll() == []
+    assert side.sockets._table.poller.poll() == []
 
 
 async def test_time_to_live_is_kept_where_it_is_a_probe(side: Side) -> None:
@@ -594,7 +595,7 @@ async def test_a_datagram_that_cannot_be_sent_is_told_once(side: Side, monkeypat
     monkeypatch.setattr(socket.socket, "sendto", fail)
     side.do(SendDatagram(1, LOOPBACK, 9, b"x", 63))
     assert side.engine.said == [("lost", 1, LOOPBACK, 9, effects.NETWORK_UNREACHABLE)]
-    assert len(tries) == host_sockets.SEND_TRIES
+    assert len(tries) == host_datagrams.SEND_TRIES
 
 
 async def test_a_flood_of_datagrams_is_taken_in_turns(side: Side) -> None:
@@ -604,7 +605,7 @@ async def test_a_flood_of_datagrams_is_taken_in_turns(side: Side) -> None:
         for number in range(100):
             await peer.sendto(b"%d" % number, source)
         side.sockets.handle_ready(NOW)
-        assert len(side.engine.said) == host_sockets.DATAGRAMS_PER_WAKE
+        assert len(side.engine.said) == host_datagrams.DATAGRAMS_PER_WAKE
         await side.until(lambda: len(side.engine.said) == 100)
         assert [said[-1] for said in side.engine.said] == [b"%d" % number for number in range(100)]
 
@@ -648,7 +649,7 @@ async def test_without_ping_sockets_each_request_fails(
     def fail() -> socket.socket:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(host_sockets, "open_ping_socket", fail)
+    monkeypatch.setattr(host_datagrams, "open_ping_socket", fail)
     side.do(OpenEcho(1), SendEcho(1, LOOPBACK, 1, b"abc", 63), SendEcho(1, LOOPBACK, 2, b"abc", 63), CloseEcho(1))
     assert side.engine.said == [("no echo", 1, LOOPBACK, failure, sequence) for sequence in (1, 2)]
 
@@ -657,12 +658,12 @@ async def test_what_is_no_reply_is_passed_over(side: Side, monkeypatch: pytest.M
     """A datagram socket in a ping socket's place: requests, errors and rubbish are no answers."""
     with receiver() as (peer, port):
         monkeypatch.setattr(
-            host_sockets,
+            host_datagrams,
             "open_ping_socket",
             lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK),
         )
         side.do(OpenEcho(1))
-        sock = side.sockets._hosts[1].sock
+        sock = side.sockets._table.by_flow[1].sock
         sock.bind(("127.0.0.1", 0))
         for message in (b"", b"\x00", b"\x08\x00\x00\x00\x00\x01\x00\x02x", b"\x00\x00\x00\x00\x00\x01\x00\x02answer"):
             await peer.sendto(message, sock.getsockname())

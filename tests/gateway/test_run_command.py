@@ -19,12 +19,13 @@ import trio
 import trio.testing
 
 from guest_iface.link import LinkError
-from netstack.config import FdLink, ListenLink, PolicyError, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
+from netstack.config import FdLink, ListenLink, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
 from netstack.engine.verdict import REFUSE, Verdict
 from netstack.gateway import RunFailed, run_command
 from netstack.gateway.run_command import Attachments, Gateway, open_attachments, run_trio, tell_ready
 from netstack.hooks import HookRunner, Hooks
 from netstack.network_spec import NetworkSpec
+from netstack.policy_config import PolicyError
 
 ROOT = Path(__file__).parents[2]
 ARP_REQUEST = bytes.fromhex("ffffffffffff5a94efe40cee08060001080006040001") + bytes.fromhex(

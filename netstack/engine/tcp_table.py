@@ -1,0 +1,82 @@
+"""The TCP flows there are: every table they are in, and how they leave them."""
+
+from __future__ import annotations
+
+from math import inf
+
+from netstack.engine import effects
+from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.judge import Judge
+from netstack.engine.outbox import Outbox
+from netstack.engine.tcp_flow import CONSULTING, GONE, PEEKING, TcpFlow
+
+
+class TcpTable:
+    """Shared by those who open flows, admit them and carry their bytes. Bounds are theirs to keep."""
+
+    def __init__(self, outbox: Outbox, judge: Judge) -> None:
+        self.by_key: dict[bytes, TcpFlow] = {}
+        """By 12 bytes of addresses and ports: all whose connection still says something."""
+        self.streams: dict[int, TcpFlow] = {}
+        """By number: those the host's side is not over for."""
+        self.half_open: dict[int, TcpFlow] = {}
+        """Whose handshake is not complete, the oldest first."""
+        self.time_wait: dict[int, TcpFlow] = {}
+        self.peeking: dict[int, TcpFlow] = {}
+        """Who have not said their name."""
+        self.waiting_bytes = 0
+        """Bytes that wait for a verdict or a dial, of all flows together."""
+        self._outbox = outbox
+        self._judge = judge
+
+    def report_opened(self, flow: TcpFlow, now: float) -> None:
+        """Tell people that a flow has reached its destination."""
+        question, verdict = flow.question, flow.verdict
+        note = self._judge.note(question, verdict, now)
+        self._outbox.report(
+            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, verdict, note)
+        )
+
+    def abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
+        """End a flow at once: the host hears of a reset unless it knows, people of the reason."""
+        if tell_host and flow.session is None and flow.state not in (PEEKING, CONSULTING):
+            self._outbox.effects.append(effects.AbortStream(flow.id))
+        self.close(flow, reason, now)
+        self.forget(flow)
+
+    def close(self, flow: TcpFlow, reason: str, now: float) -> None:
+        """The host's side is over, for this reason; the connection may still say something to the guest."""
+        self.release(flow)
+        self.report_closed(flow, reason, now)
+
+    def release(self, flow: TcpFlow) -> None:
+        """The host's side is over, and nothing is told of it."""
+        flow.state = GONE
+        flow.upstream = False
+        if flow.inspection is not None:
+            self.waiting_bytes -= flow.inspection.waiting
+            flow.inspection = None
+        flow.packet = b""
+        flow.limit_at = inf
+        self.streams.pop(flow.id, None)
+        self.half_open.pop(flow.id, None)
+        self.peeking.pop(flow.id, None)
+        if flow.session is not None:
+            flow.session.closed()
+
+    def report_closed(self, flow: TcpFlow, reason: str, now: float) -> None:
+        """Tell people of a flow's end."""
+        question = flow.question
+        self._outbox.report(
+            FlowClosed(
+                flow.id, "tcp", question.guest, question.destination, flow.dialled, reason, flow.sent, flow.received,
+                now - flow.opened_at, flow.verdict,
+            )
+        )  # fmt: skip
+
+    def forget(self, flow: TcpFlow) -> None:
+        """Nothing is left of it."""
+        flow.forgotten = True
+        self.time_wait.pop(flow.id, None)
+        if self.by_key.get(flow.key) is flow:
+            del self.by_key[flow.key]

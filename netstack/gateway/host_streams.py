@@ -1,0 +1,276 @@
+"""TCP on the host's side: dials, and carries the bytes of established connections both ways."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from netstack.engine import effects
+from netstack.engine.stack import Stack
+from netstack.gateway.poller import READ, WRITE
+from netstack.gateway.socket_errors import failure_of
+from netstack.gateway.socket_table import HostSocket, SocketTable, close_socket
+
+READ_SIZE: Final = 65_536
+"""Bytes taken from a host socket at once: one allocation the C library serves without a system call."""
+MAX_PIECES: Final = 512
+"""Pieces per vectored send, below IOV_MAX everywhere."""
+MAX_LINGERING: Final = 256
+"""Streams that are over but for bytes their peer has not taken; beyond, the oldest is reset. The guest has closed them,
+so that none of the engine's bounds counts them.
+"""
+KEEPALIVE_IDLE: Final = 60
+"""Seconds of silence before a host connection is asked whether it still lives, as gvproxy has it."""
+
+_LINUX: Final = sys.platform == "linux"
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class HostStream(HostSocket):
+    """A connection to a host, or the dial of one."""
+
+    __slots__ = ("address", "closing", "connecting", "ended", "port", "shutting", "unsent")
+
+    def __init__(self, flow: int, sock: socket.socket) -> None:
+        super().__init__(flow, sock)
+        self.connecting = True
+        self.address = b""
+        self.port = 0
+        """What is dialled, address and port."""
+        self.unsent: deque[bytes | memoryview] = deque()
+        self.shutting = False
+        self.closing = False
+        self.ended = False
+
+
+class HostStreams:
+    """Carries out what is asked of streams and reports what they do. Never awaits."""
+
+    def __init__(self, stack: Stack, table: SocketTable) -> None:
+        self._stack = stack
+        self._table = table
+        self._hosts = table.by_flow
+        self._lingering: dict[int, HostStream] = {}
+        self.perform: dict[type, Callable[[Any, float], None]] = {
+            effects.OpenStream: self._open_stream,
+            effects.SendStream: self._send_stream,
+            effects.ReadStream: self._read_stream,
+            effects.ShutdownStream: self._shutdown_stream,
+            effects.CloseStream: self._close_stream,
+            effects.AbortStream: self._abort_stream,
+        }
+        """What to do for each kind of effect."""
+
+    def _stream(self, flow: int) -> HostStream | None:
+        host = self._hosts.get(flow)
+        return host if isinstance(host, HostStream) else None
+
+    def _drop(self, stream: HostStream) -> None:
+        self._lingering.pop(stream.flow, None)
+        self._table.drop(stream)
+
+    def _open_stream(self, effect: effects.OpenStream, now: float) -> None:
+        self.dial(effect.flow, effect.address, effect.port, now)
+
+    def dial(self, flow: int, address: bytes, port: int, now: float) -> None:
+        """Begin to connect; the stack is told what came of it, and which address it was."""
+        try:
+            sock = new_stream_socket(address)
+        except OSError as error:
+            self._stack.stream_failed(flow, failure_of(error.errno), now)
+            return
+        try:
+            number = sock.connect_ex((address_text(address), port))
+            if number in (0, errno.EINPROGRESS):
+                stream = HostStream(flow, sock)
+                stream.address, stream.port = address, port
+                self._table.add(stream, WRITE)
+                return
+        except OSError as error:
+            number = error.errno or errno.EIO
+        close_socket(sock)
+        self._stack.stream_failed(flow, failure_of(number), now)
+
+    def adopt(self, flow: int, sock: socket.socket) -> None:
+        """Take over a connected socket for a flow whose name was dialled."""
+        stream = HostStream(flow, sock)
+        stream.connecting = False
+        self._table.add(stream, READ)
+
+    def connected(self, stream: HostStream, now: float) -> None:
+        """The dial is over, well or badly."""
+        number = stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not number and _is_connected_to_itself(stream.sock, stream.port):
+            _reset_on_close(stream.sock)
+            number = errno.ECONNREFUSED
+        if number:
+            self._drop(stream)
+            self._stack.stream_failed(stream.flow, failure_of(number), now)
+            return
+        stream.connecting = False
+        self._stack.stream_opened(stream.flow, now, stream.address)
+        if not self._table.watch(stream, READ):
+            self._fail(stream, now)
+
+    def _send_stream(self, effect: effects.SendStream, now: float) -> None:
+        stream = self._stream(effect.flow)
+        if stream is None:
+            return
+        chunks = effect.chunks
+        if stream.unsent:
+            stream.unsent.extend(chunks)
+            return
+        sent = self._write(stream, chunks, now)
+        if sent is None:
+            return
+        for index, chunk in enumerate(chunks):
+            if sent < len(chunk):
+                stream.unsent.append(memoryview(chunk)[sent:])
+                stream.unsent.extend(chunks[index + 1 :])
+                if not self._table.watch(stream, stream.interest | WRITE):
+                    self._fail(stream, now)
+                return
+            sent -= len(chunk)
+
+    def _write(self, stream: HostStream, chunks: Sequence[bytes | memoryview], now: float) -> int | None:
+        """Send what the socket takes now; the number of bytes, or None when the stream is gone."""
+        try:
+            sent = stream.sock.send(chunks[0]) if len(chunks) == 1 else stream.sock.sendmsg(chunks[:MAX_PIECES])
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._fail(stream, now)
+            return None
+        self._stack.stream_sent(stream.flow, sent)
+        return sent
+
+    def flush(self, stream: HostStream, now: float) -> None:
+        """Send what waits, as far as the socket takes it, and what was to come after it."""
+        unsent = stream.unsent
+        while unsent:
+            sent = self._write(stream, list(islice(unsent, MAX_PIECES)), now)
+            if not sent:
+                return
+            while unsent and sent >= len(unsent[0]):
+                sent -= len(unsent.popleft())
+            if sent:
+                unsent[0] = memoryview(unsent[0])[sent:]
+        if stream.closing:
+            self._drop(stream)
+        elif not self._table.watch(stream, stream.interest & ~WRITE):
+            self._fail(stream, now)
+        elif stream.shutting:
+            self._finish_writing(stream, now)
+
+    def read(self, stream: HostStream, now: float) -> None:
+        """Take what the peer has sent, as much as there is room for, or its end."""
+        room = self._stack.stream_room(stream.flow)
+        if not room:
+            if not self._table.watch(stream, stream.interest & ~READ):
+                self._fail(stream, now)
+            return
+        try:
+            data = stream.sock.recv(min(room, READ_SIZE))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._fail(stream, now)
+            return
+        if data:
+            self._stack.stream_received(stream.flow, data)
+        else:
+            stream.ended = True
+            if self._table.watch(stream, stream.interest & ~READ):
+                self._stack.stream_ended(stream.flow)
+            else:
+                self._fail(stream, now)
+
+    def _fail(self, stream: HostStream, now: float) -> None:
+        self._drop(stream)
+        self._stack.stream_reset(stream.flow, now)
+
+    def _read_stream(self, effect: effects.ReadStream, now: float) -> None:
+        stream = self._stream(effect.flow)
+        if stream is None or stream.ended or stream.connecting:
+            return
+        if not self._table.watch(stream, stream.interest | READ):
+            self._fail(stream, now)
+
+    def _shutdown_stream(self, effect: effects.ShutdownStream, now: float) -> None:
+        stream = self._stream(effect.flow)
+        if stream is not None:
+            stream.shutting = True
+            if not stream.unsent:
+                self._finish_writing(stream, now)
+
+    def _finish_writing(self, stream: HostStream, now: float) -> None:
+        try:
+            stream.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._fail(stream, now)
+
+    def _close_stream(self, effect: effects.CloseStream, _now: float) -> None:
+        stream = self._stream(effect.flow)
+        if stream is None:
+            return
+        if not stream.unsent:
+            self._table.drop(stream)
+            return
+        stream.closing = True
+        self._lingering[effect.flow] = stream
+        if len(self._lingering) > MAX_LINGERING:
+            self.abort(next(iter(self._lingering.values())))
+
+    def _abort_stream(self, effect: effects.AbortStream, _now: float) -> None:
+        stream = self._stream(effect.flow)
+        if stream is not None:
+            self.abort(stream)
+
+    def abort(self, stream: HostStream) -> None:
+        """Reset the connection."""
+        _reset_on_close(stream.sock)
+        self._drop(stream)
+
+
+def address_text(address: bytes) -> str:
+    """A packed address, 4 or 16 bytes, as the socket module takes it."""
+    return socket.inet_ntoa(address) if len(address) == 4 else socket.inet_ntop(socket.AF_INET6, address)
+
+
+def new_stream_socket(address: bytes) -> socket.socket:
+    """A TCP socket for dialling an address (4 or 16 bytes), with the options every host connection has.
+
+    Raises OSError.
+    """
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if _LINUX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _reset_on_close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # macOS refuses options on a socket that was reset already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def _is_connected_to_itself(sock: socket.socket, port: int) -> bool:
+    """Whether a dial to a local port that nobody listens on was given that very port as its own, and met itself."""
+    try:
+        own = sock.getsockname()
+        return bool(own[1] == port and own == sock.getpeername())
+    except OSError:
+        return False  # reset again already: reading will tell
