@@ -119,12 +119,19 @@ class RowGuest(Guest):
             self.drain()
 
     def still_works(self) -> None:
-        """What is allowed goes on: a page by its name, with all three oracles."""
+        """What is allowed goes on: a page by its name, with all three oracles. Afterwards no connection is open."""
         visits = len(self.internet.witness.visits)
         opened = {"event": "flow_opened", "dialled": f"{SITE}:80", "reason_code": "name-rule", "name": "real.test"}
         with self.tells(opened, kinds=("flow_opened", "flow_refused")):
             assert self.curl("http://real.test/") == (0, f"{SITE} for real.test\n")
         assert [visit.address for visit in self.internet.witness.visits[visits:]] == [SITE]
+        wait_until(lambda: not self._open_connections(), "the end of every connection")
+
+    def _open_connections(self) -> set[object]:
+        """The TCP flows that have not ended: the gateway may still say something of them."""
+        flows = [event for event in self.events(["flow_opened", "flow_closed"]) if event["protocol"] == "tcp"]
+        ends = {event["flow"] for event in flows if event["event"] == "flow_closed"}
+        return {event["flow"] for event in flows} - ends
 
     # -- frames ------------------------------------------------------------------------------------------------------
 

@@ -285,7 +285,7 @@ def test_B17_the_sinkholes_address(guest: RowGuest) -> None:
     refused = {"event": "dns", "name": "sunk.evil.example", "verdict": "refused"}
     with guest.tells({**refused, "qtype": "A"}, {**refused, "qtype": "AAAA"}), guest.nothing_leaves():
         assert guest.curl("http://sunk.evil.example/")[0] == 7, "curl: could not connect, at once"
+    guest.still_works()
     with guest.turned_away("syn", "forbidden-address", "reset", destination="0.0.0.0:443"):
         (reset,) = guest.answers(IP(src=GUEST, dst="0.0.0.0") / TCP(sport=40_000, dport=443, flags="S", seq=1))
     assert (str(reset[TCP].flags), reset[TCP].ack) == ("RA", 2)
-    guest.still_works()
