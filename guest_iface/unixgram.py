@@ -9,6 +9,7 @@ kernel four times a second while the link is silent, and by a send that fails.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -18,6 +19,7 @@ from typing import Final, Self
 
 import trio
 
+from guest_iface.batch_calls import BatchCalls, available
 from guest_iface.link import BATCH, MAX_FRAME, MIN_FRAME, LinkCapabilities, LinkError
 from guest_iface.transmit import NO_GUEST, PacketLink
 from guest_iface.unix_socket import BoundPath, PeerProbe, bind_unix, disconnect
@@ -57,6 +59,7 @@ class UnixgramLink(PacketLink):
         super().__init__(name, capabilities, read_fd=sock.fileno(), write_fd=sock.fileno())
         self._read = sock.recv
         self._write = sock.send
+        self._batch_calls = BatchCalls(sock.fileno()) if available() else None
         self._probe = PeerProbe()
         self._peer: str | bytes | None = None
         self._pidfd = -1
@@ -170,8 +173,9 @@ class UnixgramLink(PacketLink):
             super()._read_failed(error)
 
     def _write_failed(self, error: OSError) -> str:
-        if isinstance(error, ConnectionRefusedError):
-            # The kernel has disconnected us with this answer, and thrown away what the guest had sent.
+        if error.errno in (errno.ECONNREFUSED, errno.ENOTCONN):
+            # The kernel has disconnected us with this answer, and thrown away what the guest had sent. A batch call in
+            # which it did keeps the answer to itself, and then we are just not connected any more.
             self._detach(keep_what_it_sent=False)
             return NO_GUEST
         # EMSGSIZE, EPERM (the guest connected its socket to somebody else), EPIPE: this frame's misfortune only.
@@ -195,7 +199,7 @@ class UnixgramLink(PacketLink):
         self._attached = False
         self._settled = False
         if self._leftover:
-            self._wake(self._read_fd)
+            self._look_again()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See Link. Also watches for the guest's death."""

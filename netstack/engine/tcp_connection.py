@@ -159,8 +159,13 @@ class TcpConnection:
         if sender.finishing or self.state not in st.CAN_SEND:
             return 0
         useful = 2 * min(sender.recovery.window, sender.window)
-        limit = max(MIN_BUFFER, min(useful, self._limits.max_send_buffer))
+        limit = max(MIN_BUFFER, 2 * sender.recovery.mss, min(useful, self._limits.max_send_buffer))
         return max(0, limit - (sender.buffer.end - sender.buffer.start))
+
+    @property
+    def segment(self) -> int:
+        """Bytes of a full segment to the guest."""
+        return self._sender.recovery.mss
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the guest. Ignored once the connection cannot send any more."""

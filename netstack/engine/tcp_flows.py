@@ -43,6 +43,8 @@ MAX_PEEKING: Final = 1024
 _LOOKED_AT: Final = 32
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
+READ_AT_ONCE: Final = 64 * 1024
+"""Bytes of one read of a host socket at most: one allocation the C library serves without a system call."""
 SERVED_IDLE: Final = 30.0
 """Seconds in which a connection to a service of the gateway has to move a byte (RFC 7766 section 6.2.3 asks for a few).
 
@@ -285,11 +287,16 @@ class TcpFlows:
                 self.touch(flow)
 
     def room(self, number: int) -> int:
-        """Bytes the host socket may be read now; with 0 the driver waits for ReadStream."""
+        """Bytes the host socket may be read now; with 0 the driver waits for ReadStream.
+
+        Whole segments: a read in the middle of a stream leaves no short one behind, and what fills one is not copied.
+        """
         flow = self._streams.get(number)
         if flow is None:
             return 0
-        room = flow.connection.room
+        connection = flow.connection
+        room, segment = min(connection.room, READ_AT_ONCE), connection.segment
+        room = room - room % segment if room >= segment else 0
         flow.paused = room == 0
         return room
 
@@ -379,7 +386,7 @@ class TcpFlows:
             return
         if signals & st.PEER_FINISHED:
             self._guest_finished(flow, now)
-        if signals & st.ROOM and flow.paused and connection.room >= READ_AGAIN:
+        if signals & st.ROOM and flow.paused and connection.room >= max(READ_AGAIN, connection.segment):
             flow.paused = False
             self._outbox.effects.append(effects.ReadStream(flow.id))
         if signals & st.ENDED and flow.state != GONE:

@@ -58,6 +58,8 @@ class HostStreams:
         self._table = table
         self._hosts = table.by_flow
         self._lingering: dict[int, HostStream] = {}
+        self.more_reads = 0
+        """Reads left in this wake-up for streams that had as much to say as was asked for."""
         self.perform: dict[type, Callable[[Any, float], None]] = {
             effects.OpenStream: self._open_stream,
             effects.SendStream: self._send_stream,
@@ -171,26 +173,31 @@ class HostStreams:
 
     def read(self, stream: HostStream, now: float) -> None:
         """Take what the peer has sent, as much as there is room for, or its end."""
-        room = self._stack.stream_room(stream.flow)
-        if not room:
-            if not self._table.watch(stream, stream.interest & ~READ):
+        while True:
+            room = self._stack.stream_room(stream.flow)
+            if not room:
+                if not self._table.watch(stream, stream.interest & ~READ):
+                    self._fail(stream, now)
+                return
+            size = min(room, READ_SIZE)
+            try:
+                data = stream.sock.recv(size)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
                 self._fail(stream, now)
-            return
-        try:
-            data = stream.sock.recv(min(room, READ_SIZE))
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._fail(stream, now)
-            return
-        if data:
+                return
+            if not data:
+                stream.ended = True
+                if self._table.watch(stream, stream.interest & ~READ):
+                    self._stack.stream_ended(stream.flow)
+                else:
+                    self._fail(stream, now)
+                return
             self._stack.stream_received(stream.flow, data)
-        else:
-            stream.ended = True
-            if self._table.watch(stream, stream.interest & ~READ):
-                self._stack.stream_ended(stream.flow)
-            else:
-                self._fail(stream, now)
+            if len(data) < size or not self.more_reads:
+                return
+            self.more_reads -= 1
 
     def _fail(self, stream: HostStream, now: float) -> None:
         self._drop(stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-from netstack.wire.checksum import fold
+from netstack.wire.checksum import LARGE, fold, ones_sum
 from netstack.wire.ethernet import IPV4
 from netstack.wire.ipv4 import DEFAULT_TTL, TCP
 
@@ -149,7 +149,9 @@ class SegmentWriter:
         total = self._tcp_sum + length + sequence + acknowledgement + offset_flags + window
         if options:
             total += int.from_bytes(options, "big")
-        if payload:
+        if len(payload) >= LARGE:
+            total += ones_sum(payload)
+        elif payload:
             body = int.from_bytes(payload, "big")
             total += body << 8 if length & 1 else body
         headers = _FRAME_HEADERS.pack(
