@@ -64,9 +64,12 @@ class RowGuest(Guest):
     def drain(self) -> str:
         """Wait until the gateway has dealt with what was sent so far; the name it was asked for."""
         name = f"settled-{self.namespace.pid}-{next(self._questions)}.containers.internal"
-        self._asker.sendto(dns.message.make_query(name, "A").to_wire(), (GATEWAY, 53))
-        self._asker.recv(512)
-        return name
+        for _ in range(3):  # a guest whose MAC has just changed is not heard for two seconds
+            self._asker.sendto(dns.message.make_query(name, "A").to_wire(), (GATEWAY, 53))
+            with contextlib.suppress(TimeoutError):
+                self._asker.recv(512)
+                return name
+        raise AssertionError(f"{name} was not answered")
 
     def settle(self) -> None:
         """The same, and it has been told."""

@@ -13,8 +13,6 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from guest_iface.switch import MAX_ENTRIES_PER_PORT
-
 from .network import GUEST_MAC, TAP, Network, start_bridge, start_network
 from .open_internet import SITE, OpenInternet
 from .row_guest import BROADCAST_MAC, GATEWAY, GATEWAY_MAC, GUEST, RowGuest
@@ -149,7 +147,7 @@ def leased(guest: RowGuest, log: Path) -> str:
 
 
 def test_E11_starvation(internet: OpenInternet, tmp_path: Path) -> None:
-    """300 cards ask at one link, each takes what it is offered at once: a link has 64, and others are not kept out."""
+    """300 cards ask at one link, each would take what it is offered at once: a guest is one card, and has one lease."""
     pair = start_pair(internet, "--allow-net", RULES)
     one, other = pair
     cards = [f"02:11:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(300)]
@@ -157,9 +155,7 @@ def test_E11_starvation(internet: OpenInternet, tmp_path: Path) -> None:
     with one.nothing_leaves():
         one.answers(*(dhcp(card, ("message-type", "discover"), (80, b"")) for card in cards))
     one.settle()
-    events = one.events(["lease"])[leases:]
-    assert {event["action"] for event in events} == {"acknowledged"}
-    assert len({event["address"] for event in events}) == len(events) <= MAX_ENTRIES_PER_PORT
+    assert one.events(["lease"])[leases:] == []
     assert leased(one, tmp_path / "one") == GUEST, "its own, by a static lease"
     assert leased(other, tmp_path / "other").startswith("192.168.127.")
     for guest in pair:
