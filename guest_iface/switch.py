@@ -129,6 +129,11 @@ class Switch:
             own.last_key = None
         return gone
 
+    def segment_offload(self, mac: bytes) -> int:
+        """LinkCapabilities.segment_offload of the link that a MAC is on; 0 for one that is not known."""
+        station = self._table.get(mac)
+        return 0 if station is None else self._ports[station.port].link.capabilities.segment_offload
+
     @property
     def backlog(self) -> int:
         """Frames waiting on the port with the fewest: a guest that does not read holds the others back by nothing."""

@@ -49,8 +49,12 @@ class Stack:
         *,
         initial_sequence: Callable[[bytes, float], int],
         policy: PolicySettings = FULL_ACCESS,
+        segment_offload: Callable[[bytes], int] = lambda _mac: 0,
     ) -> None:
         """`initial_sequence(key, now)` gives TCP's initial sequence numbers, 0..2**32-1 (RFC 6528).
+
+        `segment_offload(mac)` says, when a flow begins, what the link of the guest with that MAC does for us: how many
+        bytes of text a TCP frame may hold, which then needs only part of its checksum; 0 where it does nothing.
 
         Raises ValueError when the settings contradict themselves.
         """
@@ -78,6 +82,7 @@ class Stack:
             errors,
             self.judge,
             initial_sequence=initial_sequence,
+            segment_offload=segment_offload,
             services={(settings.gateway_ip, DNS_PORT): self._dns_port.session},
         )
         host_errors = HostErrors(settings, outbox, errors)

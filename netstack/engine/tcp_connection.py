@@ -1,11 +1,9 @@
 """One TCP connection facing the guest: RFC 9293, with the time and every random number passed in.
 
 What it does with a segment is in `receive`, what it says in `output`, what time does to it in `advance`. It knows no
-address: a SegmentWriter turns what it says into frames. Positions are sequence numbers that never wrap; they are taken
-modulo 2**32 where they meet the wire.
+address: a SegmentWriter turns what it says into frames. Positions never wrap; they are sequence numbers modulo 2**32.
 
-The two directions are a Sender and a Receiver of their own; here is what joins them: the states, the handshake, which
-segments are acceptable, and the end.
+The directions are a Sender and a Receiver; here is what joins them: states, handshake, acceptable segments, the end.
 """
 
 from __future__ import annotations
@@ -104,6 +102,8 @@ class TcpConnection:
     def _take_syn(self, sequence: int, window: int, options: tcp.TcpOptions, now: float) -> None:
         limits, sender, stamps = self._limits, self._sender, self._stamps
         mss = min(limits.mss, max(MIN_MSS, options.mss or DEFAULT_MSS))
+        # A link that cuts frames cuts them to its MTU, which is too long for a guest that asks for less.
+        offload = self._writer.offload if mss == limits.mss else 0
         stamps.used = options.timestamps is not None
         if options.timestamps is not None:
             stamps.note(options.timestamps[0], now)
@@ -115,6 +115,7 @@ class TcpConnection:
         self.receive_buffer = ReceiveBuffer(sequence + 1, min(MIN_BUFFER, largest), largest, shift, limits.mss)
         self._receiver = Receiver(self.receive_buffer, mss, sack=options.sack_permitted)
         sender.recovery = LossRecovery(mss, sack=options.sack_permitted, limit=limits.max_congestion_window)
+        sender.largest = max(mss, offload - offload % mss)
         sender.shift = options.window_scale or 0
         sender.offered(window)
         self._last_heard = now

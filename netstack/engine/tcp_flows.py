@@ -82,15 +82,20 @@ class TcpFlows:
         judge: Judge,
         *,
         initial_sequence: Callable[[bytes, float], int],
+        segment_offload: Callable[[bytes], int],
         services: Mapping[tuple[bytes, int], Callable[[bytes, int], Session]],
     ) -> None:
-        """`initial_sequence(key, now)` gives ISNs (RFC 6528); `services` makes a session for (address, port)."""
+        """`initial_sequence(key, now)` gives ISNs (RFC 6528); `services` makes a session for (address, port).
+
+        `segment_offload(mac)` is what the link of the guest with that MAC takes off us (see SegmentWriter).
+        """
         self._settings = settings
         self._routes = routes
         self._outbox = outbox
         self._errors = errors
         self._judge = judge
         self._initial_sequence = initial_sequence
+        self._segment_offload = segment_offload
         self._services = services
         mss = settings.link.mtu - 40
         window = min(4 << 20, settings.link.queue_frames * mss * 3 // 4)
@@ -148,15 +153,7 @@ class TcpFlows:
             self._judge.refused(question, verdict, "reset", now)
             self._reset(syn)
             return
-        writer = tcp.SegmentWriter(
-            destination_mac=syn.mac,
-            source_mac=self._settings.gateway_mac,
-            source=syn.destination,
-            destination=syn.source,
-            source_port=syn.destination_port,
-            destination_port=syn.source_port,
-        )
-        connection = TcpConnection(writer, self._limits, isn, self._outbox.frames)
+        connection = TcpConnection(self._writer(syn), self._limits, isn, self._outbox.frames)
         connection.syn_came(syn.sequence, syn.window, tcp.parse_options(syn.options), now)
         flow = TcpFlow(question, syn, connection, route.dialled, verdict, now)
         self.table[syn.key] = flow
@@ -188,20 +185,25 @@ class TcpFlows:
         """A segment of no connection gets a reset, unless it is one (RFC 9293 section 3.10.7.1)."""
         if flags & tcp.RST:
             return
-        writer = tcp.SegmentWriter(
-            destination_mac=segment.mac,
-            source_mac=self._settings.gateway_mac,
-            source=segment.destination,
-            destination=segment.source,
-            source_port=segment.destination_port,
-            destination_port=segment.source_port,
-        )
+        writer = self._writer(segment)
         if flags & tcp.ACK:
             frame = writer.frame(acknowledgement, 0, tcp.RST, 0)
         else:
             length += bool(flags & tcp.SYN) + bool(flags & tcp.FIN)
             frame = writer.frame(0, (segment.sequence + length) & _MASK, tcp.RST | tcp.ACK, 0)
         self._outbox.frames.append(frame)
+
+    def _writer(self, segment: Syn) -> tcp.SegmentWriter:
+        """Makes frames that go back where this segment came from."""
+        return tcp.SegmentWriter(
+            destination_mac=segment.mac,
+            source_mac=self._settings.gateway_mac,
+            source=segment.destination,
+            destination=segment.source,
+            source_port=segment.destination_port,
+            destination_port=segment.source_port,
+            offload=self._segment_offload(segment.mac),
+        )
 
     def _unreachable(self, packet: bytes, code: int, now: float) -> bool:
         message = self._errors.make(icmp.UNREACHABLE, code, quoted_whole(packet), self._settings.gateway_ip, now)

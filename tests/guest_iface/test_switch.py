@@ -318,3 +318,13 @@ def test_keeping_apart_forgets_nobody_who_is_alone() -> None:
     net.switch.keeps_apart = True
     net.switch.egress([frame(A, GATEWAY)])
     assert net.taken() == [[frame(A, GATEWAY)], []]
+
+
+def test_offload_is_that_of_the_link_a_guest_is_on() -> None:
+    net = Net(2)
+    net.links[1].capabilities = LinkCapabilities(segment_offload=65_455)
+    net.switch.ingress(0, [GATEWAY + A + bytes(50)], 0.0)
+    net.switch.ingress(1, [GATEWAY + B + bytes(50)], 0.0)
+    assert [net.switch.segment_offload(mac) for mac in (A, B, C)] == [0, 65_455, 0]
+    net.switch.forget(1)
+    assert net.switch.segment_offload(B) == 0
