@@ -245,7 +245,7 @@ class Stack:
         self.tcp.taken(flow, count)
 
     def stream_room(self, flow: int) -> int:
-        """Bytes that may be read from the host socket now. 0: stop reading it until ReadStream."""
+        """Bytes that may be read from the host socket at once, 64 KiB at most. 0: stop reading it until ReadStream."""
         return self.tcp.room(flow)
 
     def stream_received(self, flow: int, data: bytes) -> None:

@@ -8,12 +8,12 @@ The directions are a Sender and a Receiver; here is what joins them: states, han
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import Final
 
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_buffers import ReceiveBuffer
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_receiver import Receiver
 from netstack.engine.tcp_recovery import LossRecovery
 from netstack.engine.tcp_sender import DEFAULT_MSS, Sender
@@ -38,22 +38,6 @@ CHALLENGE_INTERVAL: Final = 0.1
 """Seconds between answers to segments that do not fit the connection (RFC 5961 section 10)."""
 MIN_BUFFER: Final = 64 * 1024
 """What a connection may buffer in each direction before it has shown that it needs more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcpLimits:
-    """What bounds every connection. Sizes in bytes, times in seconds."""
-
-    mss: int = 1460
-    """The largest segment we take: link MTU less 40."""
-    max_receive_window: int = 1 << 20
-    """Never more than the link can queue, else frames are lost before they are read."""
-    max_send_buffer: int = 4 << 20
-    max_congestion_window: int = 4 << 20
-    keepalive_idle: float = inf
-    """Idle time before the guest is asked whether it is still there; off by default (RFC 9293 section 3.8.4)."""
-    keepalive_interval: float = 75.0
-    keepalive_probes: int = 9
 
 
 class TcpConnection:

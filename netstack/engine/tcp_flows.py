@@ -19,7 +19,7 @@ from netstack.engine.outbox import Outbox
 from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Routes, refusal
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_admission import TcpAdmission
-from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.tcp_flow import (
     CONNECTING,
     DRAINING,
@@ -30,6 +30,7 @@ from netstack.engine.tcp_flow import (
     Syn,
     TcpFlow,
 )
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_output import TcpOutput
 from netstack.engine.tcp_table import TcpTable
 from netstack.engine.timers import Timers

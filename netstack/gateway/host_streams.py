@@ -18,8 +18,6 @@ from netstack.gateway.poller import READ, WRITE
 from netstack.gateway.socket_errors import failure_of
 from netstack.gateway.socket_table import HostSocket, SocketTable, close_socket
 
-READ_SIZE: Final = 65_536
-"""Bytes taken from a host socket at once: one allocation the C library serves without a system call."""
 MAX_PIECES: Final = 512
 """Pieces per vectored send, below IOV_MAX everywhere."""
 MAX_LINGERING: Final = 256
@@ -179,9 +177,8 @@ class HostStreams:
                 if not self._table.watch(stream, stream.interest & ~READ):
                     self._fail(stream, now)
                 return
-            size = min(room, READ_SIZE)
             try:
-                data = stream.sock.recv(size)
+                data = stream.sock.recv(room)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -195,7 +192,7 @@ class HostStreams:
                     self._fail(stream, now)
                 return
             self._stack.stream_received(stream.flow, data)
-            if len(data) < size or not self.more_reads:
+            if len(data) < room or not self.more_reads:
                 return
             self.more_reads -= 1
 

@@ -15,7 +15,8 @@ from struct import Struct
 from typing import Protocol
 
 from netstack.engine import tcp_states as st
-from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.wire.tcp import SegmentWriter, parse_options
 
 _TCP = Struct("!HHIIHHHH")

@@ -11,7 +11,7 @@ from scapy.packet import Raw
 
 from netstack.engine.effects import OpenStream, SendStream
 from netstack.engine.stack import Stack
-from netstack.engine.tcp_connection import TcpLimits
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.wire.tcp import SegmentWriter
 
 from .tcp_guest import GuestModel

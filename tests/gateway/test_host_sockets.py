@@ -35,6 +35,7 @@ from netstack.engine.effects import (
     ShutdownStream,
 )
 from netstack.engine.stack import Stack
+from netstack.engine.tcp_flows import READ_AT_ONCE
 from netstack.gateway import host_datagrams, host_sockets, host_streams, socket_errors
 from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.poller import READ, WRITE
@@ -70,7 +71,7 @@ class Recorder:
         self.taken[flow] = self.taken.get(flow, 0) + count
 
     def stream_room(self, flow: int) -> int:
-        return self.room
+        return min(self.room, READ_AT_ONCE)
 
     def stream_received(self, flow: int, data: bytes) -> None:
         assert 0 < len(data) <= self.room
@@ -467,7 +468,7 @@ async def test_a_host_that_has_much_to_say_is_read_several_times_in_one_go(side:
         ours.setblocking(False)
         peer.setblocking(False)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        assert peer.send(pattern(1 << 20)) > 2 * host_streams.READ_SIZE
+        assert peer.send(pattern(1 << 20)) > 2 * READ_AT_ONCE
         side.sockets.streams.adopt(flow, ours)
         peers.append(peer)
     sizes: list[int] = []
@@ -478,7 +479,7 @@ async def test_a_host_that_has_much_to_say_is_read_several_times_in_one_go(side:
     side.engine.stream_received = note  # type: ignore[method-assign]  # each read, not what it adds up to
     side.sockets.handle_ready(NOW)
     assert len(sizes) > 2
-    assert max(sizes) == host_streams.READ_SIZE
+    assert max(sizes) == READ_AT_ONCE
     assert len(sizes) <= 2 + host_sockets.MORE_READS
     for peer in peers:
         peer.close()
