@@ -1,9 +1,11 @@
 # Everything people and .ci/run call. Each target makes the virtual environment it needs; a second run is quick, because the
 # stamp file is newer than pyproject.toml.
-#   make demo | test | lint | bench | format | host-packages | clean
+#   make demo | test | lint | bench | format | compiled | test-compiled | host-packages | clean
 #   PYTHON=python3.13 VENV=.venv-3.13 make test     another Python, in an environment of its own
 #   make test REQUIRE_GUEST=1                       a guest test that cannot run here is a failure, not a skip
 #   make test PYTEST_ARGS="-m 'not guest' -x"       anything else pytest understands; BENCH_ARGS for make bench
+#   make compiled                                   a compiled build in build/compiled, a peer for make bench
+#   make test-compiled                              the whole test suite on it; PYTEST_ARGS as above
 #   make test JOBS=0                                one process, as a debugger wants it; otherwise one for each core
 
 PYTHON ?= python3
@@ -18,11 +20,17 @@ COVERAGE_FLOOR ?= 80
 
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+COMPILED := build/compiled$(patsubst .venv%,%,$(VENV))
+COMPILED_VENV := $(VENV)-compiled
+COMPILED_WHEEL := $(COMPILED_VENV)/wheel
+# The tests run in a copy of the checkout whose packages are the installed ones: nothing else is there to be imported.
+COMPILED_CHECKOUT := $(COMPILED_VENV)/checkout
+SOURCES := $(shell find netstack guest_iface -name '*.py')
 
-.PHONY: help demo test lint bench format host-packages venv clean
+.PHONY: help demo test lint bench format compiled test-compiled host-packages venv clean
 
 help:
-	@sed -n '3,7s/^# \{0,1\}//p' Makefile
+	@sed -n '3,9s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMP)
 	@bash .ci/debian-packages demo
@@ -59,6 +67,28 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	@touch $@
+
+compiled: $(COMPILED)/.built
+
+$(COMPILED)/.built: $(SOURCES) pyproject.toml hatch_build.py
+	@bash .ci/debian-packages venv "$(PYTHON)"
+	@bash .ci/debian-packages compile "$(PYTHON)"
+	rm -rf $(COMPILED) $(COMPILED_WHEEL)
+	$(PYTHON) -m venv $(COMPILED_VENV)
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(COMPILED_VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(COMPILED_WHEEL) .
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --target $(COMPILED) $(COMPILED_WHEEL)/netstack-*.whl
+	@touch $@
+
+test-compiled: host-packages compiled
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --group dev $(COMPILED_WHEEL)/netstack-*.whl
+	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(COMPILED_WHEEL)/netstack-*.whl
+	rm -rf $(COMPILED_CHECKOUT)
+	mkdir $(COMPILED_CHECKOUT)
+	cp -R tests bench pyproject.toml Makefile *.md $(COMPILED_CHECKOUT)
+	cd $(COMPILED_CHECKOUT) && ln -s ../lib/python3*/site-packages/netstack ../lib/python3*/site-packages/guest_iface .
+	cd $(COMPILED_CHECKOUT) && ../bin/python -m pytest -n $(JOBS) --require-compiled \
+		$(if $(REQUIRE_GUEST),--require-guest) $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage dist build

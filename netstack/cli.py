@@ -285,8 +285,23 @@ def _configuration(
     )
 
 
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from netstack.build_kind import build_kind
+
+        click.echo(f"netstack {__version__} ({build_kind()})")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(__version__, message="netstack %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and whether the hot path is compiled or pure Python; exit.",
+)
 def cli() -> None:
     """A userspace network stack for virtual machines: Ethernet frames in, host sockets out."""
 

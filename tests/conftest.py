@@ -2,7 +2,8 @@
 
 A guest test says what it needs beyond namespaces and TUN: `@pytest.mark.guest("dig", "qemu")`. Each word is one of
 the capabilities below or a program on PATH. What is missing makes the test a skip with that reason; with
-`--require-guest` a skip of a guest test is a failure, also one from inside the test.
+`--require-guest` a skip of a guest test is a failure, also one from inside the test. With `--require-compiled` nothing
+runs unless netstack's hot path is the compiled one, here and in the processes that tests start.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from netstack.build_kind import build_kind
+
+ROOT = Path(__file__).parents[1]
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -29,6 +35,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a guest test whose needs this machine does not meet fails instead of being skipped",
     )
+    parser.addoption(
+        "--require-compiled",
+        action="store_true",
+        help="run only if what is imported, here and by the processes of tests, is netstack's compiled build",
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With --require-compiled: no test may pass because it met the sources of a checkout instead."""
+    if not session.config.getoption("--require-compiled"):
+        return
+    command = [sys.executable, "-m", "netstack", "--version"]
+    for environment in (None, {}):
+        said = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        if "(compiled)" not in said:
+            raise pytest.UsageError(f"--require-compiled: {ROOT} gives {said.strip()}")
+    if build_kind() != "compiled":
+        raise pytest.UsageError("--require-compiled: the tests' own process imports the pure build")
 
 
 def _probe(command: list[str]) -> str | None:

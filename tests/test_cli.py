@@ -13,6 +13,7 @@ import click
 import pytest
 
 from netstack import __version__, cli
+from netstack.build_kind import build_kind
 from netstack.config import ListenLink, RunConfig, StdioLink, TapLink
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def every_command() -> Iterator[tuple[str, click.Command]]:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
-    assert invoke(capsys, "--version") == (0, f"netstack {__version__}\n", "")
+    assert invoke(capsys, "--version") == (0, f"netstack {__version__} ({build_kind()})\n", "")
 
 
 @pytest.mark.parametrize(("path", "command"), list(every_command()))

@@ -45,9 +45,9 @@ from netstack.wire import dns as wire
 
 Transport = Literal["udp", "tcp"]
 
-MAX_WAITING: Final = 4096
+MAX_WAITING: int = 4096
 """Clients that wait for upstream, of all guests."""
-MAX_WAITING_PER_GUEST: Final = 1024
+MAX_WAITING_PER_GUEST: int = 1024
 MAX_UDP_ANSWER: Final = 4096
 """Bytes of DNS in a UDP answer, whatever the guest offers and the link carries (RFC 6891 section 6.2.5)."""
 

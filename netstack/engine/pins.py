@@ -12,7 +12,7 @@ from typing import Final
 MIN_LIFETIME: Final = 60.0
 """Seconds a pin lives at least: programs connect later than a TTL of 0 says."""
 MAX_LIFETIME: Final = 3600.0
-MAX_PINS: Final = 16_384
+MAX_PINS: int = 16_384
 """Pairs of guest and address, in all. Whoever has its share or more makes room itself: none can push out another's."""
 MAX_ADDRESSES_PER_NAME: Final = 64
 """Addresses of one answer that are kept."""

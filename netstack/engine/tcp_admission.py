@@ -19,7 +19,7 @@ from netstack.engine.tcp_table import TcpTable
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import REFUSE, Verdict
 
-MAX_WAITING_BYTES: Final = 64 << 20
+MAX_WAITING_BYTES: int = 64 << 20
 """Bytes of guests that wait for a verdict or for the dial of a name, of all flows together."""
 CONSULT_DEADLINE: Final = 30.0
 """Seconds after which a driver that does not answer for its hook counts as a refusal; its own deadline is shorter."""

@@ -37,9 +37,9 @@ from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
 
-MAX_HALF_OPEN: Final = 4096
+MAX_HALF_OPEN: int = 4096
 """Flows whose dial or handshake is not complete; beyond, the oldest is reset to make room (conformance F1)."""
-MAX_PEEKING: Final = 1024
+MAX_PEEKING: int = 1024
 """Flows that have not said their name yet; further ones are reset, unless one of the oldest has shaken no hands yet."""
 _LOOKED_AT: Final = 32
 READ_AGAIN: Final = 16 * 1024

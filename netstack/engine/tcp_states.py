@@ -36,7 +36,7 @@ FIN_ACKED: Final = 8
 OVER: Final = 9
 """Reset by either side, given up, or TIME-WAIT has run out."""
 
-TRANSITIONS: Final = {
+TRANSITIONS: dict[tuple[int, int], int] = {
     (LISTEN, ACCEPT): SYN_RECEIVED,
     (CLOSED, CONNECT): SYN_SENT,
     (SYN_SENT, SYN_ACK_CAME): ESTABLISHED,

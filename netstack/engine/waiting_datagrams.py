@@ -15,7 +15,7 @@ from netstack.engine.peek import DatagramPeek, Refuse
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import REFUSE, Question, Verdict
 
-MAX_WAITING: Final = 256
+MAX_WAITING: int = 256
 """Flows that wait, each with at most MAX_HELD datagrams."""
 MAX_HELD: Final = 16
 """Datagrams kept per flow; further ones are lost, as datagrams are: what comes first holds the hello."""

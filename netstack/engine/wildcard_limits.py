@@ -15,14 +15,14 @@ from netstack.engine.rules import SUFFIX, RuleSet
 MAX_LENGTH: Final = 128
 """Characters in front of the wildcard's suffix. Long real ones (storage buckets, brokers of clouds) have up to 100."""
 MAX_LABELS: Final = 8
-BURST: Final = 1024
+BURST: int = 1024
 """New questions at once, of one guest below one wildcard: a name asked for by A and AAAA is two."""
 PER_SECOND: Final = 2.0
 """New questions in the long run. With the above: 160 bytes a second, at most."""
 TOO_MANY: Final = "too-many-new-names"
-MAX_BUCKETS: Final = 8192
+MAX_BUCKETS: int = 8192
 """Pairs of guest and wildcard that are counted; the one longest unused makes room."""
-MAX_SEEN: Final = 32_768
+MAX_SEEN: int = 32_768
 """Questions remembered as asked before, of all guests; the one longest unused is new again."""
 
 

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from guest_iface.device import tap_offload_known
 from guest_iface.unixgram import BUFFER_BYTES
+from netstack.build_kind import build_kind
 from netstack.engine.settings import NetworkSettings
 
 RUN: Final = "run"
@@ -51,6 +52,11 @@ def check_python() -> Check:
     """The interpreter in use; an older one than 3.11 does not get this far."""
     found = f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})"
     return Check(name="Python", state="ok", found=found, needed_for=RUN)
+
+
+def check_build() -> Check:
+    """Whether the hot path is compiled; pure Python does the same at more CPU time."""
+    return Check(name="build", state="ok", found=build_kind(), needed_for=RUN)
 
 
 def check_sockets() -> Check:
@@ -231,6 +237,7 @@ def check_qemu() -> Check:
 
 CHECKS: Final[Sequence[Callable[[], Check]]] = (
     check_python,
+    check_build,
     check_sockets,
     check_open_files,
     check_resolver,

@@ -8,7 +8,6 @@ import pytest
 
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_limits import TcpLimits
-from netstack.engine.tcp_recovery import LossRecovery
 
 from .tcp_guest import GuestModel
 from .tcp_simulation import EngineEnd, Link, Simulation
@@ -28,13 +27,17 @@ def finished(end: EngineEnd) -> bool:
 def timeouts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each retransmission timeout of the engine."""
     seen: list[int] = []
-    original = LossRecovery.timed_out
+    original = EngineEnd.settle
 
-    def counted(self: LossRecovery, una: int, sent: int, *, first: bool) -> None:
-        seen.append(sent - una)
-        original(self, una, sent, first=first)
+    def counted(self: EngineEnd, now: float) -> list[bytes]:
+        sender = self.connection._sender
+        before = sender.retransmissions
+        said = original(self, now)
+        if sender.retransmissions > before:
+            seen.append(sender.retransmissions)
+        return said
 
-    monkeypatch.setattr(LossRecovery, "timed_out", counted)
+    monkeypatch.setattr(EngineEnd, "settle", counted)
     return seen
 
 

@@ -61,21 +61,11 @@ GUEST_MAC, GATEWAY_MAC = b"\x02\0\0\0\0\x01", b"\x5a\x94\xef\xe4\x0c\xdd"
 GUEST, SERVER = b"\xc0\xa8\x7f\x02", b"\xcb\0\x71\x05"
 GUEST_PORT, SERVER_PORT = 40_000, 443
 
-TRANSITIONS_SEEN: set[tuple[int, int]] = set()
-"""Every (state, event) any script has gone through so far."""
 _STATES = {name: number for number, name in enumerate(st.STATE_NAMES)}
 _SIGNALS = {name: getattr(st, name) for name in ("OPENED", "PEER_FINISHED", "PEER_RESET", "GAVE_UP", "ENDED", "ROOM")}
 _ALIGNED = ("TS", "sack")
 _FLAGS = {"F": 0x01, "S": 0x02, "R": 0x04, "P": 0x08, ".": 0x10, "U": 0x20}
 _SEGMENT = Struct("!HHIIHHHH")
-
-
-class ObservedConnection(TcpConnection):
-    """A connection that notes its transitions and everything that must hold after each of them."""
-
-    def _move(self, event: int) -> None:
-        TRANSITIONS_SEEN.add((self.state, event))
-        super()._move(event)
 
 
 # -- playing ----------------------------------------------------------------------------------------------------------
@@ -105,7 +95,7 @@ class Player:
             source_port=SERVER_PORT,
             destination_port=GUEST_PORT,
         )
-        self.connection = ObservedConnection(writer, self.limits, self.isn, self.urgent)
+        self.connection = TcpConnection(writer, self.limits, self.isn, self.urgent)
         self.dialogue: list[str] = []
         self.written = bytearray()
         self.received = bytearray()

@@ -56,12 +56,15 @@ class Upstream(AnswersDns):
         return answer.to_wire()
 
 
-class Told(Stack):
-    """A stack that notes what it is told of streams."""
+class Told:
+    """Notes what a stack is told of streams, and asks a real one the rest."""
 
     def __init__(self, policy: PolicySettings) -> None:
-        super().__init__(NetworkSettings(), initial_sequence=lambda _key, _now: 0, policy=policy)
+        self.real = Stack(NetworkSettings(), initial_sequence=lambda _key, _now: 0, policy=policy)
         self.told: list[tuple[object, ...]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
 
     def stream_opened(self, flow: int, now: float, address: bytes | None = None) -> None:
         self.told.append(("opened", flow, address))
@@ -187,7 +190,7 @@ async def test_names_are_dialled_through_the_nat_table(bench: Make, autojump_clo
     """As addresses are: what a guest reaches at the name's address without a list, it reaches by the name under one."""
     one = bench()
     one.dialer._families = (1,)
-    one.stack.settings = replace(one.stack.settings, nat={packed(FIRST): packed("127.0.0.1")})
+    one.stack.real.settings = replace(one.stack.real.settings, nat={packed(FIRST): packed("127.0.0.1")})
     one.upstream.zone = {(NAME, "A"): [FIRST]}
     await one.dialer.open_named(OpenNamed(7, NAME, 443))
     assert [attempt[:2] for attempt in one.attempts] == [("127.0.0.1", 443)]
