@@ -107,14 +107,14 @@ class Helper:
         os.close(namespace)
         return {}, []
 
-    def open_tap(self, name: str, mtu: int, mac: str | None) -> tuple[dict[str, Any], list[int]]:
+    def open_tap(self, name: str, mtu: int, mac: str | None, *, offload: bool) -> tuple[dict[str, Any], list[int]]:
         """Open a TAP and set it up; its descriptor comes with the answer."""
-        fd, name = device.open_tap_device(name)
+        fd, name, offload = device.open_tap_device(name, offload=offload)
         if mac is not None:
             device.set_mac(name, bytes.fromhex(mac))
         device.set_mtu(name, mtu)
         device.set_up(name)
-        return {"name": name, "queue": device.device_queue(name)}, [fd]
+        return {"name": name, "queue": device.device_queue(name), "offload": offload}, [fd]
 
     def configure(
         self, name: str, address: str, prefix_length: int, gateway: str | None

@@ -109,13 +109,20 @@ class NamespaceHelper:
             raise OSError(answer["errno"], answer["error"])
         return answer, attached
 
-    def open_tap(self, name: str, *, mtu: int, mac: bytes | None = None) -> TapLink:
-        """Open a TAP in the namespace. `mtu` in bytes, `mac` 6 bytes. Raises LinkError."""
+    def open_tap(self, name: str, *, mtu: int, mac: bytes | None = None, offload_with: bytes | None = None) -> TapLink:
+        """Open a TAP in the namespace; the options are those of TapLink.open. Raises LinkError."""
+        shown_mac = None if mac is None else mac.hex()
         try:
-            answer, [fd] = self.request("open_tap", name=name, mtu=mtu, mac=None if mac is None else mac.hex())
+            answer, [fd] = self.request("open_tap", name=name, mtu=mtu, mac=shown_mac, offload=offload_with is not None)
         except OSError as error:
             raise tap_error(name, error) from error
-        return TapLink(fd, answer["name"], mtu=mtu, queue_frames=answer["queue"])
+        return TapLink(
+            fd,
+            answer["name"],
+            mtu=mtu,
+            queue_frames=answer["queue"],
+            offload_with=offload_with if answer["offload"] else None,
+        )
 
     async def run_command(
         self,
@@ -188,17 +195,18 @@ class GuestNamespace:
         mtu: int = 1500,
         device: str = "eth0",
         configuration: GuestConfiguration | None = None,
+        offload_with: bytes | None = None,
     ) -> Self:
         """Make it: network and mount namespace, around them a user namespace unless we are root, and a TAP with that
         MAC (6 bytes) and MTU (bytes). Without a configuration the device is up but has no address: a DHCP client's
-        work.
+        work. `offload_with` is TapLink.open's.
 
         Takes some 50 ms, blocking. Raises LinkError with what the kernel refused.
         """
         helper = NamespaceHelper()
         try:
             helper.request("create")
-            tap = helper.open_tap(device, mtu=mtu, mac=mac)
+            tap = helper.open_tap(device, mtu=mtu, mac=mac, offload_with=offload_with)
             try:
                 if configuration is not None:
                     helper.request(

@@ -21,11 +21,15 @@ MAX_ENTRIES: Final = 4096
 MAX_ENTRIES_PER_PORT: Final = 64
 """MACs remembered of one port: a guest with bridges or VMs of its own has a few, a flood of made-up ones has no end."""
 
+TAKE_OVER: Final = 2.0
+"""Seconds of silence after which another MAC may be the one of a link that may have one: guests change theirs."""
+
 SHORT: Final = "frame too short"
 GATEWAY_SOURCE: Final = "source is the gateway's MAC"
 MULTICAST_SOURCE: Final = "source is a multicast MAC"
 SPOOFED_SOURCE: Final = "source MAC belongs to another port"
 PORT_FULL: Final = "too many MACs on one port"
+SECOND_MAC: Final = "second MAC on one port"
 TABLE_FULL: Final = "too many MACs"
 RESERVED: Final = "reserved for the link itself"
 NOBODY: Final = "nobody on another port"
@@ -73,8 +77,7 @@ class Switch:
 
     def __init__(self, gateway_mac: bytes, *, note_drop: Callable[[str], None] | None = None) -> None:
         """`gateway_mac`: the switch's own end, 6 bytes. `note_drop` is told the reason of each drop."""
-        self.keeps_apart = False
-        """No frame goes from one guest to another, only to the gateway: what passes here passes by every policy."""
+        self._keeps_apart = False
         self._note_drop = note_drop
         self._gateway_mac = gateway_mac
         self._ports: dict[int, _Port] = {}
@@ -83,6 +86,21 @@ class Switch:
         self._table: OrderedDict[bytes, _Station] = OrderedDict()
         self.drops: dict[str, int] = {}
         """Frames from guests that went no further: reason -> frames. All reasons are named above."""
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether guests are each on their own, as a policy wants it: no frame goes from one to another, only to the
+        gateway, and each link has one MAC at a time.
+        """
+        return self._keeps_apart
+
+    @keeps_apart.setter
+    def keeps_apart(self, wanted: bool) -> None:
+        if wanted and not self._keeps_apart:
+            for port, own in self._ports.items():
+                if own.stations > 1:
+                    self.forget(port)
+        self._keeps_apart = wanted
 
     # Ports.
 
@@ -110,6 +128,11 @@ class Switch:
             own.stations = 0
             own.last_key = None
         return gone
+
+    def segment_offload(self, mac: bytes) -> int:
+        """LinkCapabilities.segment_offload of the link that a MAC is on; 0 for one that is not known."""
+        station = self._table.get(mac)
+        return 0 if station is None else self._ports[station.port].link.capabilities.segment_offload
 
     @property
     def backlog(self) -> int:
@@ -168,9 +191,9 @@ class Switch:
                     self._drop(RESERVED)
                     continue
                 for_gateway.append(frame)
-                if not self.keeps_apart:
+                if not self._keeps_apart:
                     self._flood(forwards, port, frame)
-            elif self.keeps_apart:
+            elif self._keeps_apart:
                 self._drop(APART)
             else:
                 self._forward(forwards, port, frame, destination)
@@ -213,12 +236,17 @@ class Switch:
         self._expire(now)
         if mac in self._table:
             return SPOOFED_SOURCE
+        if self._keeps_apart and own.stations:
+            if now - self._table[own.last_mac].seen < TAKE_OVER:
+                return SECOND_MAC
+            self.forget(port)
         if own.stations >= MAX_ENTRIES_PER_PORT:
             return PORT_FULL
         if len(self._table) >= MAX_ENTRIES:
             return TABLE_FULL
         self._table[mac] = _Station(port, now)
         own.stations += 1
+        own.last_mac = mac
         return ""
 
     def _touch(self, mac: bytes, now: float) -> None:

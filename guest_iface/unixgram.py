@@ -9,14 +9,18 @@ kernel four times a second while the link is silent, and by a send that fails.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 from typing import Final, Self
 
 import trio
 
-from guest_iface.link import BATCH, MAX_FRAME, LinkCapabilities, LinkError
+from guest_iface.batch_calls import BatchCalls, available
+from guest_iface.link import BATCH, MAX_FRAME, MIN_FRAME, LinkCapabilities, LinkError
 from guest_iface.transmit import NO_GUEST, PacketLink
 from guest_iface.unix_socket import BoundPath, PeerProbe, bind_unix, disconnect
 
@@ -31,8 +35,6 @@ _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 _SCM_CREDENTIALS: Final = 2
 _CREDENTIALS: Final = struct.Struct("=iII")
-_FRAME_CHARGE: Final = 2304
-"""What a 1514-byte datagram costs of its sender's SO_SNDBUF (data and kernel overhead, measured on Linux 6.18)."""
 _LEFTOVER_FRAMES: Final = 4096
 
 UNNAMED_SENDER: Final = "sender has no address"
@@ -52,10 +54,12 @@ class UnixgramLink(PacketLink):
         self._sock = sock
         self._bound = bound
         self.buffers, guest_buffer = _enlarge_buffers(sock)
-        capabilities = LinkCapabilities(mtu=mtu, queue_frames=max(11, guest_buffer // _FRAME_CHARGE))
+        # The kernel looks whether there is room at all before it takes a datagram, not whether it is enough.
+        capabilities = LinkCapabilities(mtu=mtu, queue_frames=guest_buffer // _charge(MIN_FRAME + mtu) + 1)
         super().__init__(name, capabilities, read_fd=sock.fileno(), write_fd=sock.fileno())
         self._read = sock.recv
         self._write = sock.send
+        self._batch_calls = BatchCalls(sock.fileno()) if available() else None
         self._probe = PeerProbe()
         self._peer: str | bytes | None = None
         self._pidfd = -1
@@ -169,8 +173,9 @@ class UnixgramLink(PacketLink):
             super()._read_failed(error)
 
     def _write_failed(self, error: OSError) -> str:
-        if isinstance(error, ConnectionRefusedError):
-            # The kernel has disconnected us with this answer, and thrown away what the guest had sent.
+        if error.errno in (errno.ECONNREFUSED, errno.ENOTCONN):
+            # The kernel has disconnected us with this answer, and thrown away what the guest had sent. A batch call in
+            # which it did keeps the answer to itself, and then we are just not connected any more.
             self._detach(keep_what_it_sent=False)
             return NO_GUEST
         # EMSGSIZE, EPERM (the guest connected its socket to somebody else), EPIPE: this frame's misfortune only.
@@ -194,7 +199,7 @@ class UnixgramLink(PacketLink):
         self._attached = False
         self._settled = False
         if self._leftover:
-            self._wake(self._read_fd)
+            self._look_again()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See Link. Also watches for the guest's death."""
@@ -275,6 +280,23 @@ def _open_pidfd(ancillary: list[tuple[int, int, bytes]]) -> int:
                 # instead.
                 return -1
     return -1
+
+
+def _charge(size: int) -> int:
+    """Bytes of its sender's SO_SNDBUF that a waiting datagram of `size` bytes costs.
+
+    The kernel counts what it allocates (on Linux 6.18: 2,304 for 1,514 bytes, 69,888 for 65,534), so that one is sent
+    and the kernel asked. Where it does not say, twice the size is more than it takes for any but the smallest.
+    """
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with sender, receiver:
+        sender.setblocking(False)
+        try:
+            sender.send(bytes(size))
+            (charge,) = struct.unpack("i", fcntl.ioctl(sender, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            return 2 * size
+    return charge if charge >= size else 2 * size
 
 
 def _enlarge_buffers(sock: socket.socket) -> tuple[tuple[int, int], int]:

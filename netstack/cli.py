@@ -131,6 +131,11 @@ _NETWORK_OPTIONS: Final = (
         metavar="SECONDS",
         help="Idle time after which a guest is asked whether its connection still lives.  [default: never]",
     ),
+    click.option(
+        "--offload",
+        type=click.Choice(("on", "off")),
+        help="Whether a TAP's kernel does checksums and segmentation, if it can.  [default: on]",
+    ),
     click.option("--metadata-access", is_flag=True, help="Let the guest reach 169.254.0.0/16 (cloud metadata)."),
 )
 
@@ -166,7 +171,7 @@ _POLICY_OPTIONS: Final = (
         "config_file",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="YAML file with the section `policy`; SIGUSR1 reads it again, of `run` SIGHUP too.",
+        help="YAML file: `policy`, which SIGUSR1 reads again, of `run` SIGHUP too, and `offload`.",
     ),
 )
 
@@ -238,6 +243,7 @@ def _configuration(
     answers: str | None,
     strict_ech: bool,
     config_file: Path | None,
+    offload: str | None,
     hook: str | None,
     hook_may_allow: bool,
     hook_deadline: float,
@@ -246,7 +252,7 @@ def _configuration(
 ) -> RunConfig:
     """The one configuration out of the options' values. Raises ConfigError."""
     from netstack import config
-    from netstack.policy_config import network_spec
+    from netstack.policy_config import network_spec, offload_wanted
 
     if events == "-" and config.StdioLink() in links:
         raise config.ConfigError("--events", events, "a file: standard output carries the guest's frames")
@@ -267,6 +273,7 @@ def _configuration(
     return config.RunConfig(
         network=config.network_settings(search=config.search_domains(resolv_conf), **addresses),
         links=links,
+        offload=offload_wanted(offload, config_file),
         dns_upstreams=tuple(config.parse_dns_upstream(text, "--dns-upstream") for text in dns_upstreams),
         capture=capture,
         events="-" if events == "-" else Path(events) if events else None,

@@ -103,6 +103,8 @@ class RunConfig:
 
     network: NetworkSettings
     links: tuple[LinkSpec, ...]
+    offload: bool = True
+    """TAPs leave checksums and segmentation to the guest's kernel where it can do that."""
     dns_upstreams: tuple[str, ...] = ()
     """Resolvers to ask, in order, as ADDRESS:PORT ([ADDRESS]:PORT for IPv6); none: those of the host's resolv.conf."""
     capture: Path | None = None

@@ -1,4 +1,4 @@
-"""The policy as `netstack` is told it: options, and the `policy` section of a YAML file, made into one NetworkSpec."""
+"""The YAML file, and the policy made of its `policy` section and of options: one NetworkSpec."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from netstack.network_spec import NetworkSpec
 
 MAX_YAML_NESTING: Final = 16
 """Lists and mappings inside each other in the configuration file."""
+_KEYS: Final = ("policy", "offload")
+"""What the configuration file may hold."""
 
 
 class PolicyError(ConfigError):
@@ -81,7 +83,19 @@ def _yaml_problem(error: Exception) -> str:
     return problem + (quotes if any(sign in problem for sign in signs) else "")
 
 
-def _policy_section(path: Path) -> Mapping[str, object]:
+def offload_wanted(option: str | None, config_file: Path | None) -> bool:
+    """Whether links may use offload: what `--offload` says, else the YAML file, else yes. Raises ConfigError."""
+    if option is not None:
+        return option == "on"
+    value = _document(config_file).get("offload", True) if config_file else True
+    # YAML 1.1 reads the words on and off as booleans, unless they are quoted.
+    if value not in (True, False, "on", "off"):
+        raise PolicyError(f"--config {config_file}", f"offload: expected on or off, not {value!r}")
+    return value in (True, "on")
+
+
+def _document(path: Path) -> Mapping[str, object]:
+    """The YAML file, its keys checked. Raises PolicyError."""
     import yaml
 
     where = f"--config {path}"
@@ -98,10 +112,16 @@ def _policy_section(path: Path) -> Mapping[str, object]:
     if not isinstance(document, dict):
         raise PolicyError(where, "expected a mapping with the section 'policy'")
     for key in document:
-        if key != "policy":
-            near = difflib.get_close_matches(str(key), ["policy"], 1)
-            raise PolicyError(where, f"unknown key {key!r}{'; did you mean' if near else '; known is'} 'policy'")
-    section = document.get("policy")
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, 1)
+            known = f"did you mean {near[0]!r}" if near else f"known are {' and '.join(map(repr, _KEYS))}"
+            raise PolicyError(where, f"unknown key {key!r}; {known}")
+    return document
+
+
+def _policy_section(path: Path) -> Mapping[str, object]:
+    where = f"--config {path}"
+    section = _document(path).get("policy")
     if isinstance(section, str):
         return {"network": section}
     if section is not None and not isinstance(section, dict):

@@ -49,8 +49,12 @@ class Stack:
         *,
         initial_sequence: Callable[[bytes, float], int],
         policy: PolicySettings = FULL_ACCESS,
+        segment_offload: Callable[[bytes], int] = lambda _mac: 0,
     ) -> None:
         """`initial_sequence(key, now)` gives TCP's initial sequence numbers, 0..2**32-1 (RFC 6528).
+
+        `segment_offload(mac)` says, when a flow begins, what the link of the guest with that MAC does for us: how many
+        bytes of text a TCP frame may hold, which then needs only part of its checksum; 0 where it does nothing.
 
         Raises ValueError when the settings contradict themselves.
         """
@@ -78,6 +82,7 @@ class Stack:
             errors,
             self.judge,
             initial_sequence=initial_sequence,
+            segment_offload=segment_offload,
             services={(settings.gateway_ip, DNS_PORT): self._dns_port.session},
         )
         host_errors = HostErrors(settings, outbox, errors)
@@ -240,7 +245,7 @@ class Stack:
         self.tcp.taken(flow, count)
 
     def stream_room(self, flow: int) -> int:
-        """Bytes that may be read from the host socket now. 0: stop reading it until ReadStream."""
+        """Bytes that may be read from the host socket at once, 64 KiB at most. 0: stop reading it until ReadStream."""
         return self.tcp.room(flow)
 
     def stream_received(self, flow: int, data: bytes) -> None:

@@ -1,21 +1,19 @@
 """One TCP connection facing the guest: RFC 9293, with the time and every random number passed in.
 
 What it does with a segment is in `receive`, what it says in `output`, what time does to it in `advance`. It knows no
-address: a SegmentWriter turns what it says into frames. Positions are sequence numbers that never wrap; they are taken
-modulo 2**32 where they meet the wire.
+address: a SegmentWriter turns what it says into frames. Positions never wrap; they are sequence numbers modulo 2**32.
 
-The two directions are a Sender and a Receiver of their own; here is what joins them: the states, the handshake, which
-segments are acceptable, and the end.
+The directions are a Sender and a Receiver; here is what joins them: states, handshake, acceptable segments, the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import Final
 
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_buffers import ReceiveBuffer
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_receiver import Receiver
 from netstack.engine.tcp_recovery import LossRecovery
 from netstack.engine.tcp_sender import DEFAULT_MSS, Sender
@@ -40,22 +38,6 @@ CHALLENGE_INTERVAL: Final = 0.1
 """Seconds between answers to segments that do not fit the connection (RFC 5961 section 10)."""
 MIN_BUFFER: Final = 64 * 1024
 """What a connection may buffer in each direction before it has shown that it needs more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcpLimits:
-    """What bounds every connection. Sizes in bytes, times in seconds."""
-
-    mss: int = 1460
-    """The largest segment we take: link MTU less 40."""
-    max_receive_window: int = 1 << 20
-    """Never more than the link can queue, else frames are lost before they are read."""
-    max_send_buffer: int = 4 << 20
-    max_congestion_window: int = 4 << 20
-    keepalive_idle: float = inf
-    """Idle time before the guest is asked whether it is still there; off by default (RFC 9293 section 3.8.4)."""
-    keepalive_interval: float = 75.0
-    keepalive_probes: int = 9
 
 
 class TcpConnection:
@@ -104,6 +86,8 @@ class TcpConnection:
     def _take_syn(self, sequence: int, window: int, options: tcp.TcpOptions, now: float) -> None:
         limits, sender, stamps = self._limits, self._sender, self._stamps
         mss = min(limits.mss, max(MIN_MSS, options.mss or DEFAULT_MSS))
+        # A link that cuts frames cuts them to its MTU, which is too long for a guest that asks for less.
+        offload = self._writer.offload if mss == limits.mss else 0
         stamps.used = options.timestamps is not None
         if options.timestamps is not None:
             stamps.note(options.timestamps[0], now)
@@ -115,6 +99,7 @@ class TcpConnection:
         self.receive_buffer = ReceiveBuffer(sequence + 1, min(MIN_BUFFER, largest), largest, shift, limits.mss)
         self._receiver = Receiver(self.receive_buffer, mss, sack=options.sack_permitted)
         sender.recovery = LossRecovery(mss, sack=options.sack_permitted, limit=limits.max_congestion_window)
+        sender.largest = max(mss, offload - offload % mss)
         sender.shift = options.window_scale or 0
         sender.offered(window)
         self._last_heard = now
@@ -159,8 +144,13 @@ class TcpConnection:
         if sender.finishing or self.state not in st.CAN_SEND:
             return 0
         useful = 2 * min(sender.recovery.window, sender.window)
-        limit = max(MIN_BUFFER, min(useful, self._limits.max_send_buffer))
+        limit = max(MIN_BUFFER, 2 * sender.recovery.mss, min(useful, self._limits.max_send_buffer))
         return max(0, limit - (sender.buffer.end - sender.buffer.start))
+
+    @property
+    def segment(self) -> int:
+        """Bytes of a full segment to the guest."""
+        return self._sender.recovery.mss
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the guest. Ignored once the connection cannot send any more."""

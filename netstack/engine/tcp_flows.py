@@ -19,7 +19,7 @@ from netstack.engine.outbox import Outbox
 from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Routes, refusal
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_admission import TcpAdmission
-from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.tcp_flow import (
     CONNECTING,
     DRAINING,
@@ -30,6 +30,7 @@ from netstack.engine.tcp_flow import (
     Syn,
     TcpFlow,
 )
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_output import TcpOutput
 from netstack.engine.tcp_table import TcpTable
 from netstack.engine.timers import Timers
@@ -43,6 +44,8 @@ MAX_PEEKING: int = 1024
 _LOOKED_AT: Final = 32
 READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
+READ_AT_ONCE: Final = 64 * 1024
+"""Bytes of one read of a host socket at most: one allocation the C library serves without a system call."""
 SERVED_IDLE: Final = 30.0
 """Seconds in which a connection to a service of the gateway has to move a byte (RFC 7766 section 6.2.3 asks for a few).
 
@@ -80,15 +83,20 @@ class TcpFlows:
         judge: Judge,
         *,
         initial_sequence: Callable[[bytes, float], int],
+        segment_offload: Callable[[bytes], int],
         services: Mapping[tuple[bytes, int], Callable[[bytes, int], Session]],
     ) -> None:
-        """`initial_sequence(key, now)` gives ISNs (RFC 6528); `services` makes a session for (address, port)."""
+        """`initial_sequence(key, now)` gives ISNs (RFC 6528); `services` makes a session for (address, port).
+
+        `segment_offload(mac)` is what the link of the guest with that MAC takes off us (see SegmentWriter).
+        """
         self._settings = settings
         self._routes = routes
         self._outbox = outbox
         self._errors = errors
         self._judge = judge
         self._initial_sequence = initial_sequence
+        self._segment_offload = segment_offload
         self._services = services
         mss = settings.link.mtu - 40
         window = min(4 << 20, settings.link.queue_frames * mss * 3 // 4)
@@ -146,15 +154,7 @@ class TcpFlows:
             self._judge.refused(question, verdict, "reset", now)
             self._reset(syn)
             return
-        writer = tcp.SegmentWriter(
-            destination_mac=syn.mac,
-            source_mac=self._settings.gateway_mac,
-            source=syn.destination,
-            destination=syn.source,
-            source_port=syn.destination_port,
-            destination_port=syn.source_port,
-        )
-        connection = TcpConnection(writer, self._limits, isn, self._outbox.frames)
+        connection = TcpConnection(self._writer(syn), self._limits, isn, self._outbox.frames)
         connection.syn_came(syn.sequence, syn.window, tcp.parse_options(syn.options), now)
         flow = TcpFlow(question, syn, connection, route.dialled, verdict, now)
         self.table[syn.key] = flow
@@ -186,20 +186,25 @@ class TcpFlows:
         """A segment of no connection gets a reset, unless it is one (RFC 9293 section 3.10.7.1)."""
         if flags & tcp.RST:
             return
-        writer = tcp.SegmentWriter(
-            destination_mac=segment.mac,
-            source_mac=self._settings.gateway_mac,
-            source=segment.destination,
-            destination=segment.source,
-            source_port=segment.destination_port,
-            destination_port=segment.source_port,
-        )
+        writer = self._writer(segment)
         if flags & tcp.ACK:
             frame = writer.frame(acknowledgement, 0, tcp.RST, 0)
         else:
             length += bool(flags & tcp.SYN) + bool(flags & tcp.FIN)
             frame = writer.frame(0, (segment.sequence + length) & _MASK, tcp.RST | tcp.ACK, 0)
         self._outbox.frames.append(frame)
+
+    def _writer(self, segment: Syn) -> tcp.SegmentWriter:
+        """Makes frames that go back where this segment came from."""
+        return tcp.SegmentWriter(
+            destination_mac=segment.mac,
+            source_mac=self._settings.gateway_mac,
+            source=segment.destination,
+            destination=segment.source,
+            source_port=segment.destination_port,
+            destination_port=segment.source_port,
+            offload=self._segment_offload(segment.mac),
+        )
 
     def _unreachable(self, packet: bytes, code: int, now: float) -> bool:
         message = self._errors.make(icmp.UNREACHABLE, code, quoted_whole(packet), self._settings.gateway_ip, now)
@@ -285,11 +290,16 @@ class TcpFlows:
                 self.touch(flow)
 
     def room(self, number: int) -> int:
-        """Bytes the host socket may be read now; with 0 the driver waits for ReadStream."""
+        """Bytes the host socket may be read now; with 0 the driver waits for ReadStream.
+
+        Whole segments: a read in the middle of a stream leaves no short one behind, and what fills one is not copied.
+        """
         flow = self._streams.get(number)
         if flow is None:
             return 0
-        room = flow.connection.room
+        connection = flow.connection
+        room, segment = min(connection.room, READ_AT_ONCE), connection.segment
+        room = room - room % segment if room >= segment else 0
         flow.paused = room == 0
         return room
 
@@ -379,7 +389,7 @@ class TcpFlows:
             return
         if signals & st.PEER_FINISHED:
             self._guest_finished(flow, now)
-        if signals & st.ROOM and flow.paused and connection.room >= READ_AGAIN:
+        if signals & st.ROOM and flow.paused and connection.room >= max(READ_AGAIN, connection.segment):
             flow.paused = False
             self._outbox.effects.append(effects.ReadStream(flow.id))
         if signals & st.ENDED and flow.state != GONE:

@@ -34,8 +34,8 @@ class Sender:
 
     __slots__ = (
         "_expired", "_persisted", "_probed", "_sent_at", "_tail_probed", "_timer", "buffer", "fin_sent", "finishing",
-        "max_window", "next", "recovery", "retransmissions", "round_trip", "shift", "timer_at", "una", "unanswered",
-        "window", "window_from", "writer",
+        "largest", "max_window", "next", "recovery", "retransmissions", "round_trip", "shift", "timer_at", "una",
+        "unanswered", "window", "window_from", "writer",
     )  # fmt: skip
 
     def __init__(self, writer: SegmentWriter, isn: int) -> None:
@@ -54,6 +54,8 @@ class Sender:
         """FIN goes out behind the last byte of the buffer."""
         self.fin_sent = False
         self.recovery = LossRecovery(DEFAULT_MSS, sack=False, limit=DEFAULT_MSS)
+        self.largest = DEFAULT_MSS
+        """Bytes of new text in one frame: a segment's, or a multiple of it where the link cuts them itself."""
         self.round_trip = RoundTrip()
         self.timer_at = inf
         self.retransmissions = 0
@@ -238,7 +240,7 @@ class Sender:
         if position >= end and (self.fin_sent or not self.finishing) and not recovery.mode and not expired:
             return False
         self._expired = IDLE
-        mss, edge = recovery.mss, una + self.window
+        mss, largest, edge = recovery.mss, self.largest, una + self.window
         if una == position and now - self._sent_at > self.round_trip.timeout:
             recovery.restart_after_idle()
         allowance = recovery.window - recovery.in_flight(una, position)
@@ -275,7 +277,12 @@ class Sender:
                 frames.append(emit(left & _MASK, acknowledgement, flags, window, options, payload))
         recovery.was_limiting = False
         while position < end:
-            length = mss if end - position > mss else end - position
+            length = end - position
+            if length > mss:
+                # Whole segments only, as many as one frame holds and both windows allow, but one of them always.
+                length = min(length, largest, max(mss, allowance), max(mss, edge - position))
+                if length < end - position:
+                    length -= length % mss
             if position + length > edge:
                 length = edge - position
                 # Sender's silly window avoidance (RFC 9293 section 3.8.6.2.1): a sliver only if it is half the largest

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from guest_iface.device import tap_offload_known
 from guest_iface.unixgram import BUFFER_BYTES
 from netstack.build_kind import build_kind
 from netstack.engine.settings import NetworkSettings
@@ -169,6 +170,24 @@ def check_tun() -> Check:
     return Check(name=name, state="ok", found="can be opened", needed_for=needed_for)
 
 
+def check_offload() -> Check:
+    """Whether TAPs can leave checksums and segmentation to the guest's kernel."""
+    name, needed_for = "TAP offload", "run --tap, guest (throughput)"
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return Check(name=name, state="limited", found="see /dev/net/tun", needed_for=needed_for)
+    try:
+        known = tap_offload_known(fd)
+    finally:
+        os.close(fd)
+    if known:
+        found = "frames of 64 KiB without checksums (--offload off does without)"
+        return Check(name=name, state="ok", found=found, needed_for=needed_for)
+    found = "this kernel's TAPs have no virtio header: plain frames are used"
+    return Check(name=name, state="limited", found=found, needed_for=needed_for)
+
+
 def _try_namespaces() -> str | None:
     """Make a user, a network and a mount namespace in a child process; why not, if so."""
     if shutil.which("unshare") is None:
@@ -225,6 +244,7 @@ CHECKS: Final[Sequence[Callable[[], Check]]] = (
     check_ping,
     check_socket_buffers,
     check_tun,
+    check_offload,
     check_namespaces,
     check_qemu,
 )

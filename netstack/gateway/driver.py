@@ -82,8 +82,14 @@ class Driver:
         """`policy` is what the guests may reach; `hooks` are asked about every flow and DNS question.
 
         `event_sink(event, now)` is called for everything worth telling; it must not block."""
-        self.stack = Stack(settings, initial_sequence=keyed_sequence_numbers(), policy=policy)
-        self.switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
+        self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
+        # Each guest is on a link of its own, and one may do what another cannot.
+        self.stack = Stack(
+            settings,
+            initial_sequence=keyed_sequence_numbers(),
+            policy=policy,
+            segment_offload=switch.segment_offload,
+        )
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
         self._resolver = resolver

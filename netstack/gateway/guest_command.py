@@ -49,6 +49,7 @@ async def _run(config: RunConfig, command: Sequence[str]) -> int:
             mac=guest_mac(network),
             mtu=network.link.mtu,
             device=DEVICE,
+            offload_with=network.gateway_mac if config.offload else None,
             configuration=GuestConfiguration(
                 address=network.device_ip,
                 prefix_length=network.prefix_length,

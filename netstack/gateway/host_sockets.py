@@ -18,6 +18,8 @@ from netstack.gateway.socket_table import HostSocket, SocketTable
 
 SOCKETS_PER_WAKE: Final = 128
 """Sockets handled before what came of it is sent to the guest, and before the guest is heard again."""
+MORE_READS: Final = 3
+"""Reads in one wake-up beyond one for each ready stream, all streams together."""
 
 
 class HostSockets:
@@ -61,6 +63,7 @@ class HostSockets:
             watched = self._table.watched
             ready.extend([(watched[descriptor], mask) for descriptor, mask in self._table.poller.poll()])
         streams = self.streams
+        streams.more_reads = MORE_READS
         for _ in range(min(len(ready), SOCKETS_PER_WAKE)):
             host, mask = ready.popleft()
             mask &= host.interest  # what was ready may have been closed since, or be watched no more

@@ -18,8 +18,6 @@ from netstack.gateway.poller import READ, WRITE
 from netstack.gateway.socket_errors import failure_of
 from netstack.gateway.socket_table import HostSocket, SocketTable, close_socket
 
-READ_SIZE: Final = 65_536
-"""Bytes taken from a host socket at once: one allocation the C library serves without a system call."""
 MAX_PIECES: Final = 512
 """Pieces per vectored send, below IOV_MAX everywhere."""
 MAX_LINGERING: Final = 256
@@ -58,6 +56,8 @@ class HostStreams:
         self._table = table
         self._hosts = table.by_flow
         self._lingering: dict[int, HostStream] = {}
+        self.more_reads = 0
+        """Reads left in this wake-up for streams that had as much to say as was asked for."""
         self.perform: dict[type, Callable[[Any, float], None]] = {
             effects.OpenStream: self._open_stream,
             effects.SendStream: self._send_stream,
@@ -171,26 +171,30 @@ class HostStreams:
 
     def read(self, stream: HostStream, now: float) -> None:
         """Take what the peer has sent, as much as there is room for, or its end."""
-        room = self._stack.stream_room(stream.flow)
-        if not room:
-            if not self._table.watch(stream, stream.interest & ~READ):
+        while True:
+            room = self._stack.stream_room(stream.flow)
+            if not room:
+                if not self._table.watch(stream, stream.interest & ~READ):
+                    self._fail(stream, now)
+                return
+            try:
+                data = stream.sock.recv(room)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
                 self._fail(stream, now)
-            return
-        try:
-            data = stream.sock.recv(min(room, READ_SIZE))
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._fail(stream, now)
-            return
-        if data:
+                return
+            if not data:
+                stream.ended = True
+                if self._table.watch(stream, stream.interest & ~READ):
+                    self._stack.stream_ended(stream.flow)
+                else:
+                    self._fail(stream, now)
+                return
             self._stack.stream_received(stream.flow, data)
-        else:
-            stream.ended = True
-            if self._table.watch(stream, stream.interest & ~READ):
-                self._stack.stream_ended(stream.flow)
-            else:
-                self._fail(stream, now)
+            if len(data) < room or not self.more_reads:
+                return
+            self.more_reads -= 1
 
     def _fail(self, stream: HostStream, now: float) -> None:
         self._drop(stream)

@@ -69,15 +69,20 @@ class Attachments:
 
     def names(self) -> list[str]:
         """What people call them."""
-        return [link.name for link in self.links] + [listener.name for listener in self.listeners]
+        return [_described(link) for link in self.links] + [listener.name for listener in self.listeners]
 
 
-def open_attachments(specs: tuple[LinkSpec, ...], mtu: int) -> Attachments:
-    """Open what the configuration names: all of it or, with a LinkError, nothing."""
+def _described(link: Link) -> str:
+    offload = link.capabilities.segment_offload
+    return f"{link.name} (offload: frames of 64 KiB, no checksums)" if offload else link.name
+
+
+def open_attachments(specs: tuple[LinkSpec, ...], mtu: int, offload_with: bytes | None = None) -> Attachments:
+    """Open what the configuration names: all of it or, with a LinkError, nothing. `offload_with` is TapLink.open's."""
     opened = Attachments()
     try:
         for spec in specs:
-            made = _open(spec, mtu)
+            made = _open(spec, mtu, offload_with)
             if isinstance(made, Listener):
                 opened.listeners.append(made)
             else:
@@ -88,7 +93,7 @@ def open_attachments(specs: tuple[LinkSpec, ...], mtu: int) -> Attachments:
     return opened
 
 
-def _open(spec: LinkSpec, mtu: int) -> Link | Listener:
+def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None) -> Link | Listener:
     # A link's module is imported when it is used: most runs use one.
     if isinstance(spec, ListenLink):
         return _listen(spec, mtu)
@@ -98,7 +103,7 @@ def _open(spec: LinkSpec, mtu: int) -> Link | Listener:
         from guest_iface import stream
 
         return stream.StdioLink(mtu=mtu)
-    return TapLink.open(spec.name, netns=spec.netns, mtu=mtu)
+    return TapLink.open(spec.name, netns=spec.netns, mtu=mtu, offload_with=offload_with)
 
 
 def _listen(spec: ListenLink, mtu: int) -> Link | Listener:
@@ -392,7 +397,8 @@ async def _serve_until_told(config: RunConfig) -> None:
     # Signals first: from the moment a socket exists, something must be there to remove it.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *POLICY_SIGNALS) as signals:
         try:
-            attachments = open_attachments(config.links, config.network.link.mtu)
+            offload_with = config.network.gateway_mac if config.offload else None
+            attachments = open_attachments(config.links, config.network.link.mtu, offload_with)
         except LinkError as error:
             raise RunFailed(str(error)) from error
         gateway = Gateway(config, attachments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-from netstack.wire.checksum import fold
+from netstack.wire.checksum import LARGE, fold, ones_sum
 from netstack.wire.ethernet import IPV4
 from netstack.wire.ipv4 import DEFAULT_TTL, TCP
 
@@ -120,7 +120,7 @@ class SegmentWriter:
     Packets carry DF and identification 0 (RFC 6864 section 4.1: an atomic datagram needs none).
     """
 
-    __slots__ = ("_ends", "_ip_sum", "_middle", "_prefix", "_tcp_sum")
+    __slots__ = ("_ends", "_ip_sum", "_middle", "_prefix", "_pseudo_sum", "_tcp_sum", "offload")
 
     def __init__(
         self,
@@ -131,13 +131,18 @@ class SegmentWriter:
         destination: bytes,
         source_port: int,
         destination_port: int,
+        offload: int = 0,
     ) -> None:
+        """`offload` is LinkCapabilities.segment_offload of the guest's link: above 0 the checksum is partial."""
+        self.offload = offload
+        """How many bytes of text a frame may hold that the other side cuts; 0 when it does not."""
         self._prefix = destination_mac + source_mac + IPV4 + b"\x45\x00"
         self._middle = bytes((0, 0, 0x40, 0, DEFAULT_TTL, TCP))
         self._ends = source + destination + source_port.to_bytes(2, "big") + destination_port.to_bytes(2, "big")
         addresses = int.from_bytes(source, "big") + int.from_bytes(destination, "big")
         self._ip_sum = 0x4500 + 0x4000 + (DEFAULT_TTL << 8 | TCP) + addresses
-        self._tcp_sum = addresses + TCP + source_port + destination_port
+        self._pseudo_sum = addresses + TCP
+        self._tcp_sum = self._pseudo_sum + source_port + destination_port
 
     def frame(
         self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes = b"", payload: bytes = b""
@@ -145,13 +150,20 @@ class SegmentWriter:
         """One frame. `window` as it goes on the wire (already shifted); `options` a multiple of 4 bytes."""
         length = HEADER + len(options) + len(payload)
         offset_flags = (length - len(payload)) << 10 | flags
-        # A 32-bit number is congruent to the sum of its two halves: no need to split sequence numbers to sum them.
-        total = self._tcp_sum + length + sequence + acknowledgement + offset_flags + window
-        if options:
-            total += int.from_bytes(options, "big")
-        if payload:
-            body = int.from_bytes(payload, "big")
-            total += body << 8 if length & 1 else body
+        if self.offload:
+            # The pseudo-header's sum, not complemented: the rest is added to it where the frame goes.
+            checksum = 0xFFFF - fold(self._pseudo_sum + length)
+        else:
+            # A 32-bit number is congruent to the sum of its two halves: no need to split sequence numbers to sum them.
+            total = self._tcp_sum + length + sequence + acknowledgement + offset_flags + window
+            if options:
+                total += int.from_bytes(options, "big")
+            if len(payload) >= LARGE:
+                total += ones_sum(payload)
+            elif payload:
+                body = int.from_bytes(payload, "big")
+                total += body << 8 if length & 1 else body
+            checksum = fold(total)
         headers = _FRAME_HEADERS.pack(
             self._prefix,
             length + 20,
@@ -162,7 +174,7 @@ class SegmentWriter:
             acknowledgement,
             offset_flags,
             window,
-            fold(total),
+            checksum,
             0,
         )
         return b"%b%b%b" % (headers, options, payload) if options else headers + payload

@@ -15,7 +15,8 @@ from struct import Struct
 from typing import Protocol
 
 from netstack.engine import tcp_states as st
-from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.wire.tcp import SegmentWriter, parse_options
 
 _TCP = Struct("!HHIIHHHH")
@@ -119,7 +120,14 @@ class EngineEnd:
     """A TcpConnection, driven as the stack does. The host side writes `outgoing`, takes `take_rate` bytes a second."""
 
     def __init__(
-        self, limits: TcpLimits, isn: int, *, active: bool = False, outgoing: bytes = b"", take_rate: float = inf
+        self,
+        limits: TcpLimits,
+        isn: int,
+        *,
+        active: bool = False,
+        outgoing: bytes = b"",
+        take_rate: float = inf,
+        offload: int = 0,
     ) -> None:
         self.urgent: list[bytes] = []
         writer = SegmentWriter(
@@ -129,6 +137,7 @@ class EngineEnd:
             destination=b"\x0a\0\0\2",
             source_port=80,
             destination_port=4000,
+            offload=offload,
         )
         self.connection = TcpConnection(writer, limits, isn, self.urgent)
         self.active = active

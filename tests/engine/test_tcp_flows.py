@@ -504,6 +504,25 @@ def test_what_the_guest_does_not_read_pauses_the_host(wire: VirtualWire) -> None
     assert wire.stack.stream_room(connection.flow) >= tcp_flows.READ_AGAIN
 
 
+@pytest.mark.parametrize("mtu", [1500, 9000, 65_520])
+def test_a_host_is_read_in_whole_segments(mtu: int) -> None:
+    """In the middle of a stream every segment is full; a buffer that is full but for less is not read into."""
+    wire = VirtualWire(mtu=mtu)
+    connection = wire.connection(SERVER, 443)
+    connection.syn(options=[("MSS", mtu - 40)])
+    connection.flow = wire.asked_one(OpenStream).flow
+    wire.stack.stream_opened(connection.flow, wire.now)
+    connection.finish_handshake()
+    sizes = set()
+    for _ in range(20):
+        while room := wire.stack.stream_room(connection.flow):
+            assert room <= 65_536
+            wire.stack.stream_received(connection.flow, bytes(room))
+        sizes |= {len(payload_of(segment)) for segment in connection.hear()}
+        connection.ack()
+    assert sizes == {mtu - 40}
+
+
 def test_a_host_that_was_never_paused_is_not_asked_to_go_on(wire: VirtualWire) -> None:
     connection = wire.open_tcp()
     for _ in range(10):

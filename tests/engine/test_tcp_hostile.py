@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from netstack.engine import tcp_states
 from netstack.engine.tcp_buffers import MAX_PIECES
-from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.wire.tcp import SegmentWriter, TcpOptions, build_timestamps, parse_options
 
 MASK = 0xFFFF_FFFF

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from netstack.engine import tcp_states as st
-from netstack.engine.tcp_connection import TcpLimits
+from netstack.engine.tcp_limits import TcpLimits
 
 from .tcp_guest import GuestModel
 from .tcp_simulation import EngineEnd, Link, Simulation

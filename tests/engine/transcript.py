@@ -44,7 +44,8 @@ import dpkt
 import pytest
 
 from netstack.engine import tcp_states as st
-from netstack.engine.tcp_connection import TcpConnection, TcpLimits
+from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.tcp_limits import TcpLimits
 from netstack.wire.tcp import SegmentWriter, parse_options
 
 from .segments import MASK, Segment, decode_options, encode_options, host_pattern, near, parse_segment, pattern

@@ -143,6 +143,18 @@ def test_tun(monkeypatch: pytest.MonkeyPatch, number: int, found: str, advice: s
     assert check.advice.startswith(advice)
 
 
+def test_offload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    opened = tmp_path / "tun"
+    opened.touch()
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda _path, flags: real(opened, flags))
+    assert doctor.check_offload().state == "limited", "a file answers no TUNGETFEATURES"
+    monkeypatch.setattr(doctor, "tap_offload_known", lambda _fd: True)
+    assert doctor.check_offload().state == "ok"
+    monkeypatch.setattr(os, "open", refuse(errno.ENOENT))
+    assert doctor.check_offload().found == "see /dev/net/tun"
+
+
 @pytest.mark.parametrize(
     ("sysctls", "advice"),
     [

@@ -35,6 +35,7 @@ from netstack.engine.effects import (
     ShutdownStream,
 )
 from netstack.engine.stack import Stack
+from netstack.engine.tcp_flows import READ_AT_ONCE
 from netstack.gateway import host_datagrams, host_sockets, host_streams, socket_errors
 from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.poller import READ, WRITE
@@ -52,7 +53,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.said: list[tuple[object, ...]] = []
-        self.room = 1 << 20
+        self.room = 1 << 30
         self.taken: dict[int, int] = {}
         self.received: dict[int, bytes] = {}
 
@@ -70,10 +71,11 @@ class Recorder:
         self.taken[flow] = self.taken.get(flow, 0) + count
 
     def stream_room(self, flow: int) -> int:
-        return self.room
+        return min(self.room, READ_AT_ONCE)
 
     def stream_received(self, flow: int, data: bytes) -> None:
         assert 0 < len(data) <= self.room
+        self.room -= len(data)
         self.received[flow] = self.received.get(flow, b"") + data
 
     def stream_ended(self, flow: int) -> None:
@@ -451,12 +453,44 @@ async def test_no_more_is_read_than_there_is_room_for(side: Side) -> None:
         await peer.send(b"0123456789abcdef")
         await side.until(lambda: side.engine.received)
         assert side.engine.received == {1: b"0123456789"}
-        side.engine.room = 0
         await side.until(lambda: side.sockets._table.by_flow[1].interest == 0)
         assert side.engine.received == {1: b"0123456789"}
         side.engine.room = 100
         side.do(ReadStream(1))
         await side.until(lambda: len(side.engine.received[1]) == 16)
+
+
+async def test_a_host_that_has_much_to_say_is_read_several_times_in_one_go(side: Side) -> None:
+    """A full read may not be all there is; how often it is repeated is bounded, for all streams together."""
+    peers = []
+    for flow in (1, 2):
+        ours, peer = socket.socketpair()  # what is sent has come as soon as it is sent
+        ours.setblocking(False)
+        peer.setblocking(False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert peer.send(pattern(1 << 20)) > 2 * READ_AT_ONCE
+        side.sockets.streams.adopt(flow, ours)
+        peers.append(peer)
+    sizes: list[int] = []
+
+    def note(flow: int, data: bytes) -> None:
+        sizes.append(len(data))
+
+    side.engine.stream_received = note  # type: ignore[method-assign]  # each read, not what it adds up to
+    side.sockets.handle_ready(NOW)
+    assert len(sizes) > 2
+    assert max(sizes) == READ_AT_ONCE
+    assert len(sizes) <= 2 + host_sockets.MORE_READS
+    for peer in peers:
+        peer.close()
+
+
+async def test_a_read_that_is_not_full_is_the_last(side: Side) -> None:
+    with await side.connect() as peer:
+        await peer.send(b"answer")
+        await side.until(lambda: side.engine.received)
+        assert side.engine.received == {1: b"answer"}
+        assert side.sockets.streams.more_reads == host_sockets.MORE_READS
 
 
 async def test_a_paused_stream_keeps_writing(side: Side) -> None:

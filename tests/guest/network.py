@@ -177,11 +177,12 @@ def start_network(
     upstream: bool = True,
     plug: bool = True,
     configure: bool = True,
+    ipv6: bool = True,
 ) -> Network:
     """A fresh guest on a fresh gateway. `link`: tap, dgram or stream; `bridge`: options of tap_bridge for the latter.
 
     `upstream` as for start_netstack. Without `plug` nobody is on the socket yet; without `configure` the guest has no
-    address.
+    address. Without `ipv6` its kernel says nothing of its own accord.
     """
     lab = world.lab
     number = len(lab.processes)
@@ -189,6 +190,8 @@ def start_network(
     guest = lab.namespace(f"guest-{number}")
     # Debian's default, whatever the machine running the tests prefers.
     guest.sysctl("net.ipv4.tcp_congestion_control", "cubic", check=False)
+    if not ipv6:
+        guest.sysctl("net.ipv6.conf.default.disable_ipv6", "1", check=False)
     if link == "tap" and os.environ.get("GUEST_STANDIN") == "slirp4netns":
         network = Network(world, link, guest, start_slirp4netns(world.host, guest, TAP))
     elif link == "tap":

@@ -13,6 +13,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import dns.message
+import dns.rdatatype
+import dns.rrset
 
 from .lab import Lab, Namespace, Process, wait_until
 from .network import HERE, Network, start_network
@@ -91,7 +96,10 @@ class Witness:
 
 
 def web(visit: Visit, connection: socket.socket) -> None:
-    """HTTP/1.1, kept alive: says which address answered for which Host. /away redirects; WebSocket frames come back."""
+    """HTTP/1.1, kept alive: says which address answered for which Host.
+
+    /away redirects; WebSocket frames come back; DNS messages that are posted are answered.
+    """
     rest = b""
     while True:
         while b"\r\n\r\n" not in rest:
@@ -102,6 +110,13 @@ def web(visit: Visit, connection: socket.socket) -> None:
             rest += data
         head, _, rest = rest.partition(b"\r\n\r\n")
         fields = {key.lower(): value for key, _, value in (line.partition(b": ") for line in head.split(b"\r\n")[1:])}
+        if fields.get(b"content-type") == b"application/dns-message":
+            while len(rest) < int(fields[b"content-length"]):
+                rest += connection.recv(65536)
+            answer, rest = doh_answer(rest), b""
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/dns-message\r\nContent-Length: %d\r\n\r\n"
+            connection.sendall(head % len(answer) + answer)
+            continue
         if fields.get(b"upgrade") == b"websocket":
             connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
             while data := connection.recv(65536):
@@ -111,6 +126,16 @@ def web(visit: Visit, connection: socket.socket) -> None:
         body = f"{visit.address} for {fields.get(b'host', b'nobody').decode()}\n".encode()
         status = b"302 Found\r\nLocation: http://evil.test/" if b" /away " in head else b"200 OK"
         connection.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+
+
+def doh_answer(message: bytes) -> bytes:
+    """DNS over HTTPS (RFC 8484): a resolver that knows NAMES, and does not mind who asks."""
+    reply = dns.message.make_response(dns.message.from_wire(message), recursion_available=True)
+    question = reply.question[0]
+    if question.rdtype == dns.rdatatype.A:
+        addresses = NAMES.get(question.name.to_text(omit_final_dot=True).lower(), [])
+        reply.answer += [dns.rrset.from_text(question.name, 60, "IN", "A", *addresses)] if addresses else []
+    return reply.to_wire()
 
 
 def banner(visit: Visit, connection: socket.socket) -> None:
@@ -183,9 +208,19 @@ class OpenInternet:
 
     def dials(self) -> int:
         """TCP connections that anybody in the namespace has begun: the kernel's ActiveOpens."""
-        lines = self.host.run("cat", "/proc/self/net/snmp").stdout.splitlines()
-        names, values = (line.split() for line in lines if line.startswith("Tcp:"))
-        return int(values[names.index("ActiveOpens")])
+        return self.departures()["Tcp ActiveOpens"]
+
+    def departures(self) -> dict[str, int]:
+        """What anybody in the namespace has begun to say, as the kernel counts it: TCP, UDP (answers too), pings."""
+        table: dict[str, int] = {}
+        lines = iter(Path(f"/proc/{self.host.pid}/net/snmp").read_text().splitlines())
+        for names, values in zip(lines, lines, strict=True):
+            protocol = names.partition(":")[0]
+            table |= {
+                f"{protocol} {name}": int(value)
+                for name, value in zip(names.split()[1:], values.split()[1:], strict=True)
+            }
+        return {key: table[key] for key in ("Tcp ActiveOpens", "Udp OutDatagrams", "Icmp OutEchos")}
 
 
 class Guest:

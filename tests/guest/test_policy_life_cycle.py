@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,10 @@ def test_J5_a_real_guest_replayed(guest: Callable[..., Guest], tmp_path: Path) -
     assert shown.stdout.splitlines() == beside
     spec = NetworkSpec.enabled(RULES.split(","))
     names = {name: addresses[0] for name, addresses in NAMES.items()}
-    again = Replay(frames, spec, network_settings(), names, tmp_path / "again.pcapng")
+    settings = network_settings()
+    # The card leaves checksums to whoever sends its frames on: a capture shows them incomplete, as tcpdump's would.
+    settings = replace(settings, link=replace(settings.link, verify_checksums=False))
+    again = Replay(frames, spec, settings, names, tmp_path / "again.pcapng")
     fields = [event_fields(event) for event in again.events]
     wanted = ("protocol", "guest", "destination", "verdict", "step", "reason_code", "rule", "name", "told")
     assert Counter(picked(fields, wanted)) == Counter(picked(told, wanted))

@@ -27,10 +27,12 @@ PROJECT = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def guest_namespace(
-    mtu: int = 1500, configuration: GuestConfiguration | None = CONFIGURATION
+    mtu: int = 1500,
+    configuration: GuestConfiguration | None = CONFIGURATION,
+    offload_with: bytes | None = None,
 ) -> Iterator[GuestNamespace]:
     """A namespace for the time of the block."""
-    namespace = GuestNamespace.create(mac=GUEST_MAC, mtu=mtu, configuration=configuration)
+    namespace = GuestNamespace.create(mac=GUEST_MAC, mtu=mtu, configuration=configuration, offload_with=offload_with)
     try:
         yield namespace
     finally:
@@ -38,9 +40,11 @@ def guest_namespace(
 
 
 @contextlib.asynccontextmanager
-async def guest_and_tap(mtu: int = 1500) -> AsyncIterator[tuple[GuestNamespace, TapLink]]:
+async def guest_and_tap(
+    mtu: int = 1500, offload_with: bytes | None = None
+) -> AsyncIterator[tuple[GuestNamespace, TapLink]]:
     """A namespace and its link, running."""
-    with guest_namespace(mtu) as namespace:
+    with guest_namespace(mtu, offload_with=offload_with) as namespace:
         tap = namespace.open_tap()
         async with running(tap):
             yield namespace, tap

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guest_iface.link import Link, LinkCapabilities, LinkCounters
-from guest_iface.switch import AGEING_TIME, MAX_ENTRIES, MAX_ENTRIES_PER_PORT, Switch
+from guest_iface.switch import AGEING_TIME, MAX_ENTRIES, MAX_ENTRIES_PER_PORT, TAKE_OVER, Switch
 
 GATEWAY = bytes.fromhex("5a94efe40cdd")
 BROADCAST = b"\xff" * 6
@@ -295,3 +295,36 @@ def test_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
     net.switch.keeps_apart = False
     assert net.send(0, frame(B, A)) == []
     assert net.taken() == [[], [frame(B, A)], []]
+
+
+def test_guests_kept_apart_have_one_mac_each() -> None:
+    """Conformance E9, E11: one card at a time, so one lease at a time. Another comes in when that one is silent."""
+    net = Net(2)
+    assert net.send(0, frame(GATEWAY, A), frame(GATEWAY, C)) == [frame(GATEWAY, A), frame(GATEWAY, C)]
+    net.switch.keeps_apart = True
+    assert net.send(0, frame(GATEWAY, C), frame(GATEWAY, A)) == [frame(GATEWAY, C)], "looked at anew"
+    assert net.send(1, frame(GATEWAY, B), frame(GATEWAY, A)) == [frame(GATEWAY, B)]
+    assert net.switch.drops == {"second MAC on one port": 2}
+    assert net.send(0, frame(GATEWAY, A), now=TAKE_OVER - 0.1) == []
+    assert net.send(0, frame(GATEWAY, A), frame(GATEWAY, C), now=TAKE_OVER) == [frame(GATEWAY, A)]
+    assert [entry.mac for entry in net.switch.table(TAKE_OVER)] == [B, A]
+    net.switch.keeps_apart = False
+    assert net.send(0, frame(GATEWAY, C), now=TAKE_OVER) == [frame(GATEWAY, C)]
+
+
+def test_keeping_apart_forgets_nobody_who_is_alone() -> None:
+    net = Net(2)
+    net.send(0, frame(GATEWAY, A))
+    net.switch.keeps_apart = True
+    net.switch.egress([frame(A, GATEWAY)])
+    assert net.taken() == [[frame(A, GATEWAY)], []]
+
+
+def test_offload_is_that_of_the_link_a_guest_is_on() -> None:
+    net = Net(2)
+    net.links[1].capabilities = LinkCapabilities(segment_offload=65_455)
+    net.switch.ingress(0, [GATEWAY + A + bytes(50)], 0.0)
+    net.switch.ingress(1, [GATEWAY + B + bytes(50)], 0.0)
+    assert [net.switch.segment_offload(mac) for mac in (A, B, C)] == [0, 65_455, 0]
+    net.switch.forget(1)
+    assert net.switch.segment_offload(B) == 0

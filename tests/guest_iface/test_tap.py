@@ -40,8 +40,14 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x" * int(sys.argv[1]),
 """
 
 
-async def test_the_kernel_as_guest_talks_to_us() -> None:
-    async with guest_and_tap() as (namespace, tap):
+OFFLOAD = pytest.mark.parametrize(
+    "offload_with", [None, bytes.fromhex(GATEWAY_MAC.replace(":", ""))], ids=["plain", "offload"]
+)
+
+
+@OFFLOAD
+async def test_the_kernel_as_guest_talks_to_us(offload_with: bytes | None) -> None:
+    async with guest_and_tap(offload_with=offload_with) as (namespace, tap):
         assert await namespace.run_command(command(SEND, "100")) == 0
         question = await next_with(tap, ARP)
         assert (question.src, question[ARP].psrc, question[ARP].pdst) == (
@@ -59,7 +65,7 @@ async def test_the_kernel_as_guest_talks_to_us() -> None:
         ping = Ether(src=GATEWAY_MAC, dst=question.src) / IP(src="192.168.127.1", dst="192.168.127.2") / ICMP(id=7)
         tap.send_batch([bytes(ping)])
         assert (await next_with(tap, ICMP))[ICMP].id == 7
-        assert tap.counters.tx_frames == 2
+        assert (tap.counters.tx_frames, tap.counters.tx_bytes) == (2, 42 + 42)
         assert tap.counters.rx_frames >= 3
         assert tap.counters.drops == {}
 
@@ -78,8 +84,9 @@ async def test_the_mtu_is_the_devices(mtu: int) -> None:
         assert await output_of(namespace, *command(textwrap.dedent(show), str(PROJECT))) == (0, f"{mtu}\n")
 
 
-async def test_a_large_frame_passes_whole() -> None:
-    async with guest_and_tap(65_521) as (namespace, tap):
+@OFFLOAD
+async def test_a_large_frame_passes_whole(offload_with: bytes | None) -> None:
+    async with guest_and_tap(65_521, offload_with) as (namespace, tap):
         assert await namespace.run_command(command(SEND, "60000")) == 0
         question = await next_with(tap, ARP)
         answer = Ether(src=GATEWAY_MAC, dst=question.src) / ARP(
@@ -89,8 +96,9 @@ async def test_a_large_frame_passes_whole() -> None:
         assert len((await next_with(tap, UDP))[UDP].payload) == 60_000
 
 
-async def test_a_flood_comes_in_batches() -> None:
-    async with guest_and_tap() as (namespace, tap):
+@OFFLOAD
+async def test_a_flood_comes_in_batches(offload_with: bytes | None) -> None:
+    async with guest_and_tap(offload_with=offload_with) as (namespace, tap):
         flood = """
             import socket
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -219,6 +227,53 @@ async def test_a_tap_in_our_own_namespace() -> None:
             namespace, sys.executable, "-c", textwrap.dedent(script), environment=environment
         )
         assert (status, shown) == (0, "")
+
+
+async def test_offload_where_the_kernel_has_it_and_where_it_has_not() -> None:
+    """No header known, or a header but not the features: plain frames then."""
+    script = """
+        from guest_iface import device
+        from guest_iface.tap import TapLink
+        def opened(name):
+            tap = TapLink.open(name, offload_with=bytes.fromhex("5a94efe40cdd"))
+            tap.close()
+            return tap.capabilities.segment_offload
+        assert opened("tap4") > 65_000
+        known = device.tap_offload_known
+        device.tap_offload_known = lambda fd: False
+        assert opened("tap5") == 0
+        device.tap_offload_known = known
+        device._TUN_F_TSO4 = 0x4000_0000
+        assert opened("tap6") == 0
+        tap = TapLink.open("tap7")
+        assert tap.capabilities.segment_offload == 0
+        tap.close()
+    """
+    with guest_namespace() as namespace:
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+        status, shown = await output_of(
+            namespace, sys.executable, "-c", textwrap.dedent(script), environment=environment
+        )
+        assert (status, shown) == (0, "")
+
+
+@pytest.mark.guest("ip", "ethtool", "root")
+async def test_a_device_that_lives_on_is_left_without_offload() -> None:
+    name = f"netstack-test-{os.getpid()}-offload"
+
+    def run(*words: str) -> str:
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "tuntap", "add", "vm0", "mode", "tap")
+        tap = TapLink.open("vm0", netns=name, offload_with=bytes.fromhex("5a94efe40cdd"))
+        shown = ["ip", "netns", "exec", name, "ethtool", "-k", "vm0"]
+        assert "tx-checksumming: on" in run(*shown)
+        tap.close()
+        assert "tx-checksumming: off" in run(*shown)
+    finally:
+        run("ip", "netns", "delete", name)
 
 
 async def test_a_namespace_that_does_not_exist_is_explained() -> None:

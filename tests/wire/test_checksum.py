@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import dpkt.dpkt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.utils import checksum as scapy_checksum
 
-from netstack.wire.checksum import checksum, fold, ones_sum, pseudo_header_sum
+from netstack.wire import checksum as module
+from netstack.wire.checksum import LARGE, checksum, fold, ones_sum, pseudo_header_sum, sum_in_pieces
 
 
 def word_by_word(data: bytes) -> int:
@@ -27,6 +30,23 @@ edge_words = st.lists(st.sampled_from([b"\x00\x00", b"\xff\xff", b"\xff\xfe", b"
 @given(data=st.binary(max_size=3000) | edge_words)
 def test_agrees_with_the_loop_over_words(data: bytes) -> None:
     assert checksum(data) == word_by_word(data) == checksum(bytearray(data)) == checksum(memoryview(data))
+
+
+@pytest.mark.parametrize("numpy", [True, False], ids=["numpy", "pieces"])
+@given(seed=st.binary(min_size=1, max_size=64), size=st.integers(LARGE - 1, 65_536), zero=st.booleans())
+def test_large_data_agrees_too(numpy: bool, seed: bytes, size: int, zero: bool) -> None:
+    data = bytes(size) if zero else (seed * (size // len(seed) + 1))[:size]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_large_sum", None if numpy else sum_in_pieces)
+        assert checksum(data) == word_by_word(data) == checksum(memoryview(b"x" + data)[1:])
+
+
+def test_without_numpy_large_data_is_summed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_large_sum", None)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    data = bytes(range(256)) * 200
+    assert checksum(data) == word_by_word(data)
+    assert module._large_sum is sum_in_pieces
 
 
 @given(data=st.binary(min_size=2, max_size=1600).filter(lambda data: any(data)))

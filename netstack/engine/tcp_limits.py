@@ -1,0 +1,22 @@
+"""The bounds of a TCP connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpLimits:
+    """What bounds every connection. Sizes in bytes, times in seconds."""
+
+    mss: int = 1460
+    """The largest segment we take: link MTU less 40."""
+    max_receive_window: int = 1 << 20
+    """Never more than the link can queue, else frames are lost before they are read."""
+    max_send_buffer: int = 4 << 20
+    max_congestion_window: int = 4 << 20
+    keepalive_idle: float = inf
+    """Idle time before the guest is asked whether it is still there; off by default (RFC 9293 section 3.8.4)."""
+    keepalive_interval: float = 75.0
+    keepalive_probes: int = 9
