@@ -76,7 +76,9 @@ def _cut(header: VnetHeader, frame: bytes) -> list[bytes] | str:
     """The segments of a TCP frame over IPv4."""
     size = header.segment_size
     tcp = header.checksum_start
-    if header.gso_type != GSO_TCPV4 or not header.flags & NEEDS_CSUM or size < MIN_SEGMENT or tcp + 20 > len(frame):
+    if header.gso_type != GSO_TCPV4 or not header.flags & NEEDS_CSUM or size < MIN_SEGMENT:
+        return BAD_HEADER
+    if tcp < _ETHERNET + 20 or tcp + 20 > len(frame):
         return BAD_HEADER
     # The VLAN tags that there may be end where the IPv4 header begins, which says its own length.
     ip = next((at for at in (14, 18, 22) if at + 4 * (frame[at] & 0xF) == tcp and frame[at] >> 4 == 4), 0)

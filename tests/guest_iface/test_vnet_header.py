@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -102,6 +102,7 @@ def test_a_large_frame_is_cut_into_segments(
 
 
 @given(HEADERS, st.binary(max_size=200))
+@example(VnetHeader(NEEDS_CSUM, GSO_TCPV4, 0, 48, 0, 0), bytes(20))  # too short for an IPv4 header anywhere
 def test_whatever_a_guest_writes_is_finished_or_refused(header: VnetHeader, frame: bytes) -> None:
     made = finish(header, frame)
     assert made == BAD_HEADER or all(isinstance(each, bytes) for each in made)
