@@ -71,6 +71,10 @@ class Neighbours:
         self._resolutions: dict[bytes, _Resolution] = {}
         self._next_sweep = -math.inf
         self._frames: list[bytes] = []
+        self.requests_received = 0
+        self.replies_received = 0
+        self.requests_sent = 0
+        self.replies_sent = 0
         self._unreachable: list[bytes] = []
 
     def lookup(self, address: bytes) -> bytes | None:
@@ -142,6 +146,10 @@ class Neighbours:
         if isinstance(message, str):
             self._drop(message)
             return
+        if message.operation == arp.REQUEST:
+            self.requests_received += 1
+        else:
+            self.replies_received += 1
         sender = message.sender_ip
         if message.sender_mac != source_mac:
             self._drop("arp-mac-mismatch")
@@ -164,6 +172,7 @@ class Neighbours:
         if asks_us and message.operation == arp.REQUEST:
             reply = arp.build(arp.REPLY, self._settings.gateway_mac, message.target_ip, source_mac, sender)
             self._frames.append(ethernet.frame(source_mac, self._settings.gateway_mac, ethernet.ARP, reply))
+            self.replies_sent += 1
 
     def advance(self, now: float) -> None:
         """Repeat or give up requests that are due, and start asking after entries that grew old."""
@@ -239,6 +248,7 @@ class Neighbours:
 
     def _request(self, address: bytes, resolution: _Resolution, now: float) -> None:
         resolution.tries += 1
+        self.requests_sent += 1
         resolution.due = now + RETRY_INTERVAL
         settings = self._settings
         request = arp.build(arp.REQUEST, settings.gateway_mac, settings.gateway_ip, _NO_MAC, address)

@@ -150,6 +150,7 @@ class Driver:
 
     async def _pump(self, link: Link, port: int) -> None:
         receive_frame = self.stack.receive_frame
+        received = self.stack.counters
         counters = link.counters
         guests = counters.guests
         while True:
@@ -158,7 +159,9 @@ class Driver:
             if counters.guests != guests:  # a datagram link outlives its guests: what the last one had open is over
                 guests = counters.guests
                 self._guests_left(self.switch.forget(port), now)
-            for frame in self.switch.ingress(port, frames, now):
+            passed = self.switch.ingress(port, frames, now)
+            received.frames += len(passed)
+            for frame in passed:
                 receive_frame(frame, now)
             self.flush()
 
