@@ -60,7 +60,7 @@ class Counters:
     __slots__ = (
         "connections_called", "connections_failed", "connections_opened", "connections_reset", "connections_silent", "datagrams_long_way",
         "datagrams_quick", "frames", "icmp_received", "icmp_sent", "long_way", "losses", "packets_long_way",
-        "packets_sent", "resets_received", "resets_sent", "segments_long_way", "segments_sent",
+        "packets_sent", "resets_received", "resets_sent", "segments_long_way", "segments_sent", "unserved_datagrams",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -74,6 +74,8 @@ class Counters:
         self.datagrams_long_way = 0
         self.datagrams_quick = 0
         """UDP datagrams that the hot path took."""
+        self.unserved_datagrams = 0
+        """Those for a port of the gateway that nobody serves."""
         self.icmp_received: Counter[int] = Counter()
         """By type."""
         self.icmp_sent: Counter[int] = Counter()

@@ -228,6 +228,7 @@ class Ipv4Input:
     def _refuse_datagram(self, question: Question, packet: bytes, kind: int, now: float) -> None:
         """What is no flow and no service: say so as a host or a router would."""
         destination = question.destination[0]
+        self._counters.unserved_datagrams += kind == routes.OWN and question.protocol == ipv4.UDP
         step = "echo" if question.protocol == ipv4.ICMP else "datagram"
         reason, code = routes.refusal(kind, destination), _DATAGRAM_REFUSALS.get(kind)
         told = False

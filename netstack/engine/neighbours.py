@@ -75,6 +75,8 @@ class Neighbours:
         self.replies_received = 0
         self.requests_sent = 0
         self.replies_sent = 0
+        self.requests_for_others = 0
+        """Requests for addresses that are not the gateway's."""
         self._unreachable: list[bytes] = []
 
     def lookup(self, address: bytes) -> bytes | None:
@@ -165,6 +167,7 @@ class Neighbours:
             self._drop("arp-claims-lease")
             return
         asks_us = message.target_ip in self._own
+        self.requests_for_others += not asks_us and message.operation == arp.REQUEST
         # RFC 826: what is known is always updated, something new is added only when the message is for us. A probe has
         # no sender address (RFC 5227 section 2.1.1), which is in no subnet.
         if (asks_us or sender in self._table) and self._believable(sender, source_mac):

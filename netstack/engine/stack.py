@@ -277,6 +277,15 @@ class Stack:
         """They are reset again. Those that are open go on."""
         self.tcp.hosted.discard(port)
 
+    def end_flow(self, number: int, now: float) -> bool:
+        """End a flow because somebody on the host wants it: both sides are reset. False when there is none of it."""
+        flow = self.tcp.tables.streams.get(number)
+        if flow is not None:
+            flow.connection.abort()
+            self.tcp.tables.abandon(flow, "closed by hand", now)
+            return True
+        return self.udp.end(number, now) or self.echo.end(number, now) or self.inbound_udp.end(number, now)
+
     # -- what may leave --------------------------------------------------------------------------------------
 
     def candidate_fault(self, protocol: int, address: bytes, port: int) -> str:

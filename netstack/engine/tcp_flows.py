@@ -70,7 +70,7 @@ _UNREACHABLE_CODES: Final = {
 class TcpFlows:
     """Every TCP flow of one engine.
 
-    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow. `admission` hears what hooks and
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow; it is one of the `tables`. `admission` hears what hooks and
     policies say of them, `inbound` opens those towards guests.
     """
 
@@ -110,7 +110,7 @@ class TcpFlows:
         self._timers: Timers[TcpFlow] = Timers()
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
-        self._flows = flows = TcpTable(outbox, judge)
+        self.tables = self._flows = flows = TcpTable(outbox, judge)
         self.table = flows.by_key
         self._streams = flows.streams
         self._half_open = flows.half_open
