@@ -30,7 +30,7 @@ def run_guest(config: RunConfig, command: Sequence[str]) -> int:
 
     The guest has its address, route and resolver when the command starts. Raises RunFailed.
     """
-    prepare_process(config.log_level)
+    prepare_process(config.log_level, config.log_format, config.log_file)
     return run_trio(_run, config, command)
 
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from netstack.config import RunConfig
 from netstack.gateway.api.endpoints import ApiListener, Endpoint
 from netstack.gateway.api.raw_paths import RawPaths
 from netstack.gateway.api.request_head import BadRequest
 from netstack.gateway.api.streams import TIMEOUT, RequestStream
+from netstack.setting_values import parse_endpoint
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -30,7 +32,8 @@ FULL: Final = frozenset(("/connect", "/tunnel"))
 """What a `listen` endpoint has besides requests."""
 SERVICES: Final = frozenset(("/tunnel",))
 """The same of a `services` endpoint: nobody gets a network card there."""
-GUEST_PORT: Final = 80
+
+_SCHEMES: Final = ("unix", "tcp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,15 @@ class ApiOptions:
     """An endpoint of all but `/connect`."""
     token: str = ""
     """What a client on the host has to show (Authorization: Bearer TOKEN); empty: who reaches the endpoint may ask."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> ApiOptions:
+        """What a configuration says. Raises ConfigError for an endpoint that is none."""
+        return cls(
+            listen=tuple(parse_endpoint(url, "listen", _SCHEMES) for url in config.api_listen),
+            services=parse_endpoint(config.services, "services", _SCHEMES) if config.services else None,
+            token=config.api_token or "",
+        )
 
 
 def authorized(said: str, token: str) -> bool:
@@ -135,11 +147,11 @@ class Api:
 
     async def _converse(self, requests: RequestStream, *, from_guest: bool) -> None:
         """Requests and answers, until the client has no more."""
+        app = await self._app(from_guest=from_guest)
         from hypercorn.config import Config
         from hypercorn.trio.tcp_server import TCPServer
         from hypercorn.trio.worker_context import WorkerContext
 
-        app = await self._app(from_guest=from_guest)
         config = Config()
         config.keep_alive_timeout = TIMEOUT
         config.include_server_header = False
@@ -158,6 +170,7 @@ class Api:
             return self._apps[from_guest]
 
     def _build(self, from_guest: bool) -> Any:
+        import hypercorn.trio.tcp_server  # noqa: F401  # imported here, used by `_converse`
         from hypercorn.app_wrappers import ASGIWrapper
 
         app = guest_app(self._gateway) if from_guest else host_app(self._gateway, token=self._token)
@@ -221,8 +234,8 @@ class _TokenRequired:
         self._token = token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        said = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
-        if scope["type"] != "http" or authorized(said, self._token):
+        said = next((value for name, value in scope.get("headers", ()) if name == b"authorization"), b"")
+        if scope["type"] != "http" or authorized(said.decode("latin-1"), self._token):
             await self._app(scope, receive, send)
             return
         from netstack.gateway.api.gvproxy import error
