@@ -20,7 +20,15 @@ _FLAGS: Final = 47
 class LossTotals:
     """What was lost on the way to guests, and how it was repaired: of one connection, or of many."""
 
-    __slots__ = ("duplicates", "fast_repeats", "fast_starts", "sack_starts", "tail_probes", "timeout_repeats", "timeouts")
+    __slots__ = (
+        "duplicates",
+        "fast_repeats",
+        "fast_starts",
+        "sack_starts",
+        "tail_probes",
+        "timeout_repeats",
+        "timeouts",
+    )
 
     def __init__(self) -> None:
         self.timeouts = 0
@@ -58,9 +66,10 @@ class Counters:
     """One engine's."""
 
     __slots__ = (
-        "connections_called", "connections_failed", "connections_opened", "connections_reset", "connections_silent", "datagrams_long_way",
-        "datagrams_quick", "frames", "icmp_received", "icmp_sent", "long_way", "losses", "packets_long_way",
-        "packets_sent", "resets_received", "resets_sent", "segments_long_way", "segments_sent", "unserved_datagrams",
+        "connections_called", "connections_failed", "connections_opened", "connections_reset", "connections_silent",
+        "datagrams_long_way", "datagrams_quick", "frames", "icmp_received", "icmp_sent", "long_way", "losses",
+        "packets_long_way", "packets_sent", "resets_received", "resets_sent", "segments_long_way", "segments_sent",
+        "unserved_datagrams",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -118,7 +127,7 @@ class Counters:
         return self.packets_sent - sum(self.icmp_sent.values())
 
     def went_out(self, frames: Sequence[bytes]) -> None:
-        """Frames that did not wait for the end of a batch: SYNs, resets, acknowledgements out of turn, DHCP's answers."""
+        """Frames that did not wait for the end of a batch: SYNs, resets, challenges, DHCP's answers."""
         for frame in frames:
             if frame[_PROTOCOL] == ipv4.TCP:
                 self.segments_sent += 1

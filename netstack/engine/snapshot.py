@@ -100,6 +100,15 @@ def flows(stack: Stack, now: float) -> Iterator[FlowSnapshot]:
         yield _inbound_snapshot(inbound, now)
 
 
+def open_flows(stack: Stack) -> dict[str, int]:
+    """How many of these there are, by protocol."""
+    return {
+        "tcp": len(stack.tcp.tables.streams),
+        "udp": len(stack.udp.table) + len(stack.inbound_udp.table),
+        "icmp": len(stack.echo.flows),
+    }
+
+
 def find(stack: Stack, number: int, now: float) -> FlowSnapshot | None:
     """The flow of that number, if it lives."""
     flow = stack.tcp.tables.streams.get(number)

@@ -70,8 +70,8 @@ _UNREACHABLE_CODES: Final = {
 class TcpFlows:
     """Every TCP flow of one engine.
 
-    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow; it is one of the `tables`. `admission` hears what hooks and
-    policies say of them, `inbound` opens those towards guests.
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow; it is one of the `tables`.
+    `admission` hears what hooks and policies say of them, `inbound` opens those towards guests.
     """
 
     def __init__(

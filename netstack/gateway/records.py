@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -55,14 +55,13 @@ class Subscription:
             self._queue.append(recorded)
         self._woken.set()
 
-    async def batches(self) -> AsyncIterator[tuple[list[Recorded], int]]:
-        """What has come since the last one, and how many events were lost before the next ones."""
-        while True:
-            await self._woken.wait()
-            self._woken = trio.Event()
-            events, self._queue = list(self._queue), deque()
-            lost, self._lost = self._lost, 0
-            yield events, lost
+    async def take(self) -> tuple[list[Recorded], int]:
+        """Wait for events: those that have come, and how many were lost after them."""
+        await self._woken.wait()
+        self._woken = trio.Event()
+        events, self._queue = list(self._queue), deque()
+        lost, self._lost = self._lost, 0
+        return events, lost
 
 
 class Records:

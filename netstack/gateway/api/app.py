@@ -179,10 +179,11 @@ class Api:
 
 def host_app(gateway: Gateway, *, token: str = "") -> FastAPI:
     """The application for programs on the host: all there is."""
-    from netstack.gateway.api import gvproxy
+    from netstack.gateway.api import gvproxy, metrics, v1, v1_events, v1_policy
 
     app = _bare_app()
-    app.include_router(gvproxy.router(gateway))
+    for area in (gvproxy, v1, v1_policy, v1_events, metrics):
+        app.include_router(area.router(gateway))
     if token:
         app.add_middleware(_TokenRequired, token=token)
     return app

@@ -134,7 +134,7 @@ def fields(value: Any, struct: str, kinds: Mapping[str, tuple[type, str]]) -> di
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"json: cannot unmarshal {_KINDS[type(value)]} into Go value of type types.{struct}")
+        raise ValueError(f"json: cannot unmarshal {_KINDS[type(value)]} into Go value of type types.{struct}")  # noqa: TRY004 - of JSON
     exact = {key.lower(): key for key in kinds}
     found: dict[str, Any] = {}
     for said, given in value.items():
@@ -145,7 +145,7 @@ def fields(value: Any, struct: str, kinds: Mapping[str, tuple[type, str]]) -> di
         if not isinstance(given, kind):
             number = f" {_shown(given)}" if isinstance(given, int | float) and not isinstance(given, bool) else ""
             what = f"{_KINDS[type(given)]}{number if kind is int else ''}"
-            raise ValueError(f"json: cannot unmarshal {what} into Go struct field {struct}.{key} of type {word}")
+            raise ValueError(f"json: cannot unmarshal {what} into Go struct field {struct}.{key} of type {word}")  # noqa: TRY004
         found[key] = given
     return found
 

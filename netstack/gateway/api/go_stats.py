@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-
 from netstack.engine import snapshot
 from netstack.wire import icmp
 

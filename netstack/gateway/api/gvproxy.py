@@ -155,8 +155,7 @@ class _Forwards:
 
     def _listing(self, _request: Request) -> list[dict[str, str]]:
         return [
-            {"local": each.local, "remote": each.remote, "protocol": each.protocol}
-            for each in self._forwards.listing()
+            {"local": each.local, "remote": each.remote, "protocol": each.protocol} for each in self._forwards.listing()
         ]
 
     async def expose(self, request: Request) -> Response:
@@ -337,9 +336,7 @@ class _State:
 
     async def leases(self, _request: Request) -> Response:
         leases = self._gateway.driver.stack.dhcp.leases(trio.current_time())
-        return _answer(
-            go_json.ordered({socket.inet_ntoa(address): mac.hex(":") for address, mac in leases.items()})
-        )
+        return _answer(go_json.ordered({socket.inet_ntoa(address): mac.hex(":") for address, mac in leases.items()}))
 
     async def cam(self, _request: Request) -> Response:
         table = self._gateway.driver.switch.table(trio.current_time())

@@ -1,4 +1,4 @@
-"""DNS zones changed while the gateway runs: what gvproxy's API adds and takes away, and what ours puts in place whole."""
+"""DNS zones changed while the gateway runs: what gvproxy's API adds and takes away, what ours puts in place whole."""
 
 from __future__ import annotations
 

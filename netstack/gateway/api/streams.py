@@ -59,9 +59,7 @@ class RequestStream:
             self.socket = _Addresses(socket.AF_INET, guest, ("", 80))
         elif stream.socket.family != socket.AF_UNIX:
             try:
-                self.socket = _Addresses(
-                    stream.socket.family, stream.socket.getpeername(), stream.socket.getsockname()
-                )
+                self.socket = _Addresses(stream.socket.family, stream.socket.getpeername(), stream.socket.getsockname())
             except OSError:
                 return
 
