@@ -157,7 +157,8 @@ class Api:
         config.include_server_header = False
         config.errorlog = log
         try:
-            await TCPServer(app, config, WorkerContext(None), {}, requests).run()
+            stream: Any = requests  # what of a stream Hypercorn uses
+            await TCPServer(app, config, WorkerContext(None), {}, stream).run()
         except* Exception as errors:
             # What goes wrong with one client is that client's, and never the network's.
             log.warning("API: a connection has failed", exc_info=errors)
@@ -173,7 +174,7 @@ class Api:
         import hypercorn.trio.tcp_server  # noqa: F401  # imported here, used by `_converse`
         from hypercorn.app_wrappers import ASGIWrapper
 
-        app = guest_app(self._gateway) if from_guest else host_app(self._gateway, token=self._token)
+        app: Any = guest_app(self._gateway) if from_guest else host_app(self._gateway, token=self._token)
         return ASGIWrapper(app)
 
 
