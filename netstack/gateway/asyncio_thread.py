@@ -50,7 +50,7 @@ class AsyncioThread:
         try:
             await over.wait()
         except trio.Cancelled:
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            loop.call_soon_threadsafe(_cancel_first, tasks)  # it may not have begun
             with trio.CancelScope(shield=True, deadline=trio.current_time() + END_SECONDS):
                 await over.wait()
             raise
@@ -90,6 +90,10 @@ class AsyncioThread:
                 await asyncio.wait(tasks, timeout=END_SECONDS / 2)
         finally:
             loop.stop()
+
+
+def _cancel_first(tasks: list[asyncio.Task[T]]) -> None:
+    tasks[0].cancel()
 
 
 def _tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

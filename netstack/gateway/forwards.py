@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -137,10 +138,10 @@ class Forwards:
 
     async def expose_ssh(
         self,
-        path: str,
+        path: str | os.PathLike[str],
         dest: str,
         user: str,
-        identity: str,
+        identity: str | os.PathLike[str],
         *,
         port: int = 22,
         passphrase: str = "",
@@ -152,8 +153,8 @@ class Forwards:
         `identity`, which is tried for as long as it takes. `secure` wants the guest's host key in ~/.ssh/known_hosts.
         Not among `listing`. Raises ForwardError.
         """
-        local = local_path(path)
-        target = GuestSocket(self._device_ip, port, user, dest, identity, passphrase)
+        local = local_path(os.fspath(path))
+        target = GuestSocket(self._device_ip, port, user, dest, os.fspath(identity), passphrase)
         remote = f"ssh://{user}@{socket.inet_ntoa(self._device_ip)}:{port}{dest}"
         forward = self._make_ssh(local, remote, target, secure=secure, first_log_in=True)
         self._start(forward)

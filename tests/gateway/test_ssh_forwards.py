@@ -1,4 +1,4 @@
-"""Unix sockets that lead to a guest's by SSH, to asyncssh as its server, on the loopback. A real sshd is in tests/guest."""
+"""Unix sockets that lead to a guest's by SSH, to asyncssh as its server, on the loopback; tests/guest has a real sshd."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ class GuestSide:
 
         server = type("Serving", (Server,), {"connections": self.connections})
         self._over = asyncio.Event()
-        async with await asyncio.start_unix_server(echo, self.socket):
-            async with asyncssh.listen(
-                "127.0.0.1",
-                0,
-                server_factory=server,
-                server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
-                authorized_client_keys=self._authorized,
-            ) as listening:
-                self.port = listening.get_port()
-                self._ready.set()
-                await self._over.wait()
-                for connection in self.connections:
-                    connection.close()
-                    await connection.wait_closed()
+        listening = asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_factory=server,
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            authorized_client_keys=self._authorized,
+        )
+        async with await asyncio.start_unix_server(echo, self.socket), listening as acceptor:
+            self.port = acceptor.get_port()
+            self._ready.set()
+            await self._over.wait()
+            for connection in self.connections:
+                connection.close()
+                await connection.wait_closed()
 
     def hang_up(self) -> None:
         """End every SSH connection."""
@@ -100,7 +100,7 @@ class Shortcut:
         self.dials = 0
         self.refuse = 0
 
-    async def splice(self, sock: socket.socket, guest: tuple[bytes, int], *, timeout: float) -> None:
+    async def splice(self, sock: socket.socket, guest: tuple[bytes, int], **_: float) -> None:
         self.dials += 1
         if self.refuse:
             self.refuse -= 1
