@@ -200,6 +200,7 @@ SERVICE_OPTIONS: Final = (
         metavar="FILE",
         help="File with a token that callers of the API have to bear.",
     ),
+    click.option("--guest-api", is_flag=True, help="Guests may ask for forwards to themselves, at http://gateway."),
     click.option(
         "--forward",
         "forwards",

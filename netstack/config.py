@@ -202,6 +202,8 @@ class RunConfig:
     """One more endpoint of it, without /connect."""
     api_token: str | None = None
     """What a caller of the API has to bear; None: whoever reaches the socket may call."""
+    guest_api: bool = False
+    """Guests may ask for forwards to themselves, at http://gateway:80."""
     forwards: tuple[ForwardSpec, ...] = ()
     ssh_forwards: tuple[SshForward, ...] = ()
     keep_source: bool = False
@@ -214,6 +216,11 @@ class RunConfig:
     """What is to be said of the settings at the start, as warnings."""
     impair: tuple[str, ...] = ()
     """Faults to make, as specifications of `guest_iface.impair`."""
+
+    @property
+    def has_api(self) -> bool:
+        """Whether the API is served to anybody."""
+        return bool(self.api_listen or self.services or self.guest_api)
 
 
 # -- links -------------------------------------------------------------------------------------------------------------

@@ -285,6 +285,9 @@ class Api(_Section):
 
     token: str | None = Field(default=None, description="What callers have to bear (Authorization: Bearer ...).")
     token_file: str | None = Field(default=None, alias="token-file", description="File that holds it, instead.")
+    guests: Boolean | None = Field(
+        default=None, description="Guests may ask for forwards to themselves, at http://gateway. gvproxy's always may."
+    )
 
     @model_validator(mode="after")
     def _one_token(self) -> Api:

@@ -189,6 +189,7 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "shaping.tx_kbps": ("shaping: {tx_kbps: 512}", lambda c: c.shaping, Shaping(tx_kbps=512)),
     "shaping.rx_kbps": ("shaping: {rx_kbps: 512}", lambda c: c.shaping, Shaping(rx_kbps=512)),
     "api.token": ("api: {token: secret}", lambda c: c.api_token, "secret"),
+    "api.guests": ("api: {guests: on}", lambda c: (c.guest_api, c.has_api), (True, True)),
     "keep-source": ("keep-source: true", lambda c: c.keep_source, True),
     "udp-timeout": ("udp-timeout: 60", lambda c: c.network.udp_replied_timeout, 60),
     "udp-unreplied-timeout": ("udp-unreplied-timeout: 9", lambda c: c.network.udp_unreplied_timeout, 9),

@@ -26,6 +26,7 @@ from guest_iface.tap import TapLink
 from netstack.config import ConfigError, LogFormat, RunConfig
 from netstack.engine.events import Event
 from netstack.gateway import RunFailed
+from netstack.gateway.assembly import open_forwards
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
@@ -377,6 +378,7 @@ async def _serve_with(config: RunConfig, signals: AsyncIterator[int], notificati
             nursery.cancel_scope.cancel()
 
         await nursery.start(run_and_end)
+        await open_forwards(gateway, config)
         _tell_what_runs(config, attachments)
         if notifications is not None:
             notifications.ready()
