@@ -145,6 +145,7 @@ def settings_of(document: Document, path: Path) -> RunSettings:
         api_listen=_maybe_tuple(document.listen),
         services=document.services,
         api_token=_token(document.api, path),
+        guest_api=document.api.guests,
         forwards=tuple(_forward(*each) for each in stack.forwards.items()) if stack.forwards else None,
         ssh_forwards=tuple(_ssh_forward(each) for each in document.forwards) if document.forwards else None,
         keep_source=document.keep_source,

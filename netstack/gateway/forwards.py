@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,6 +23,9 @@ from netstack.gateway.forward_addresses import (
 from netstack.gateway.inbound import Inbound
 from netstack.gateway.port_forwards import BACKLOG, DatagramForward, Forward, KeepSource, StreamForward
 
+if TYPE_CHECKING:
+    from netstack.gateway.asyncio_thread import AsyncioThread
+
 log = logging.getLogger(__name__)
 
 MAX_FORWARDS: Final = 1024
@@ -35,6 +39,9 @@ class Forwards:
         self._inbound = inbound
         self._keep = KeepSource(network) if keep_source else None
         self._forwards: dict[tuple[str, str], Forward] = {}
+        self._by_ssh: list[Forward] = []
+        self._device_ip = network.device_ip
+        self._thread: AsyncioThread | None = None
         self._one_at_a_time = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
@@ -47,9 +54,13 @@ class Forwards:
                 await trio.sleep_forever()
         finally:
             self._nursery = None
-            forwards, self._forwards = self._forwards, {}
-            for forward in forwards.values():
+            forwards = [*self._forwards.values(), *self._by_ssh]
+            self._forwards.clear()
+            self._by_ssh.clear()
+            for forward in forwards:
                 forward.close()  # connections end with the driver, whose guests are leaving
+            if self._thread is not None:
+                await self._thread.close()
 
     def listing(self) -> list[Forward]:
         """What is exposed, by local address and protocol."""
@@ -65,16 +76,25 @@ class Forwards:
         async with self._one_at_a_time:
             self._check_free(protocol, local)
             forward = await self._make(protocol, local, remote)
-            nursery = self._nursery
-            if nursery is None:
-                forward.close()
-                raise ForwardError("the gateway is not running")
+            self._start(forward)
             self._forwards[protocol, forward.local] = forward
-            nursery.start_soon(forward.run)
         log.info("forward %s %s to %s", protocol, forward.local, remote)
         if protocol != "unix" and forward.local.startswith((":", "0.0.0.0:", "[::]:")):
             log.warning("forward %s %s: whoever reaches this host reaches it", protocol, forward.local)
         return forward
+
+    def _start(self, forward: Forward) -> None:
+        if self._nursery is None:
+            forward.close()
+            raise ForwardError("the gateway is not running")
+        self._nursery.start_soon(self._run, forward)
+
+    async def _run(self, forward: Forward) -> None:
+        try:
+            await forward.run()
+        except Exception:
+            log.exception("forward %s %s has failed", forward.protocol, forward.local)
+            forward.close()
 
     def _check_free(self, protocol: str, local: str) -> None:
         if (protocol, self._key(protocol, local)) in self._forwards:
@@ -103,9 +123,44 @@ class Forwards:
     def _make_unix(self, path: str, remote: str) -> Forward:
         target = parse_unix_remote(remote)
         if isinstance(target, GuestSocket):
-            raise ForwardError("ssh-tunnel: to come")
+            return self._make_ssh(path, remote, target, secure=False, first_log_in=False)
         sock, bound = listen_unix(path)
         return StreamForward("unix", path, remote, sock, bound, target, self._inbound, None)
+
+    def _make_ssh(self, path: str, remote: str, target: GuestSocket, *, secure: bool, first_log_in: bool) -> Forward:
+        from netstack.gateway.asyncio_thread import AsyncioThread
+        from netstack.gateway.ssh_forwards import GuestSsh, SocketForward
+
+        sock, bound = listen_unix(path)
+        thread = self._thread = self._thread or AsyncioThread()
+        ssh = GuestSsh(self._inbound, thread, target, secure=secure)
+        return SocketForward(path, remote, sock, bound, ssh, first_log_in=first_log_in)
+
+    async def expose_ssh(
+        self,
+        path: str | os.PathLike[str],
+        dest: str,
+        user: str,
+        identity: str | os.PathLike[str],
+        *,
+        port: int = 22,
+        passphrase: str = "",
+        secure: bool = False,
+    ) -> Forward:
+        """Have the unix socket `path` lead to the unix socket `dest` in the guest with the device IP, by SSH.
+
+        The socket is there at once; clients are served once the guest lets `user` in with the private key in the file
+        `identity`, which is tried for as long as it takes. `secure` wants the guest's host key in ~/.ssh/known_hosts.
+        Not among `listing`. Raises ForwardError.
+        """
+        local = local_path(os.fspath(path))
+        target = GuestSocket(self._device_ip, port, user, dest, os.fspath(identity), passphrase)
+        remote = f"ssh://{user}@{socket.inet_ntoa(self._device_ip)}:{port}{dest}"
+        forward = self._make_ssh(local, remote, target, secure=secure, first_log_in=True)
+        self._start(forward)
+        self._by_ssh.append(forward)
+        await trio.lowlevel.checkpoint()
+        return forward
 
     async def unexpose(self, protocol: str, local: str, *, close_flows: bool = False) -> None:
         """Listen there no more. Connections go on, unless `close_flows` has them reset. Raises ForwardError."""

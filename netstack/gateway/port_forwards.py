@@ -120,6 +120,11 @@ class Listener(Forward):
     def all_taken(self) -> None:
         """Those that came together have been given to `take`."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is accepted any more."""
+        return self._closed
+
     def made_room(self) -> None:
         """A connection has been answered, or is gone."""
         self._room.set()

@@ -56,13 +56,19 @@ async def test_a_guest_that_speaks_first_and_ends_its_side() -> None:
         await until(lambda: any(b"still heard" in bytes(segment.payload) for segment in net.guest.heard))
 
 
-async def is_reset(port: int, data: bytes = b"") -> None:
-    """Connect, and be reset: perhaps before the connection is seen to stand."""
-    with trio.socket.socket() as client, pytest.raises(ConnectionResetError):
+async def talk(port: int, data: bytes) -> bytes:
+    """What a client hears that says `data`."""
+    with trio.socket.socket() as client:
         await client.connect(("127.0.0.1", port))
         if data:
             await client.send(data)
-        await client.recv(1)
+        return await client.recv(1)
+
+
+async def is_reset(port: int, data: bytes = b"") -> None:
+    """Connect, and be reset: perhaps before the connection is seen to stand."""
+    with pytest.raises(ConnectionResetError):
+        await talk(port, data)
 
 
 @pytest.mark.parametrize(("port", "data"), [(CLOSED, b""), (RESETS, b"x"), (SILENT, b"")])
