@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,7 +24,7 @@ from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import STREAM_QUEUE_FRAMES
 from guest_iface.tap import TapLink
 from netstack.config import (
-    DEFAULT_GUEST_MAC,
+    DEFAULT_VPNKIT_MACS,
     ConfigError,
     FdLink,
     LinkSpec,
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from guest_iface.capture import CaptureWriter
 
 log = logging.getLogger(__name__)
-
-VPNKIT_MACS: Final = {"c3d68012-0208-11ea-9fd7-f2189899ab08": DEFAULT_GUEST_MAC}
-"""The UUID that vpnkit's users start their VM with, and the address gvproxy gives it."""
 
 
 @dataclass(slots=True)
@@ -77,12 +74,18 @@ def _described(link: Link) -> str:
     return f"{link.name} (offload: frames of 64 KiB, no checksums)" if offload else link.name
 
 
-def open_attachments(specs: tuple[LinkSpec, ...], mtu: int, offload_with: bytes | None = None) -> Attachments:
+def open_attachments(
+    specs: tuple[LinkSpec, ...],
+    mtu: int,
+    offload_with: bytes | None = None,
+    *,
+    vpnkit_macs: Mapping[str, bytes] = DEFAULT_VPNKIT_MACS,
+) -> Attachments:
     """Open what the configuration names: all of it or, with a LinkError, nothing. `offload_with` is TapLink.open's."""
     opened = Attachments()
     try:
         for spec in specs:
-            made = _open(spec, mtu, offload_with)
+            made = _open(spec, mtu, offload_with, vpnkit_macs)
             if isinstance(made, Listener):
                 opened.listeners.append(made)
             else:
@@ -93,10 +96,10 @@ def open_attachments(specs: tuple[LinkSpec, ...], mtu: int, offload_with: bytes 
     return opened
 
 
-def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None) -> Link | Listener:
+def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None, macs: Mapping[str, bytes]) -> Link | Listener:
     # A link's module is imported when it is used: most runs use one.
     if isinstance(spec, ListenLink):
-        return _listen(spec, mtu)
+        return _listen(spec, mtu, macs)
     if isinstance(spec, FdLink):
         return _inherited(spec.fd, mtu)
     if isinstance(spec, StdioLink):
@@ -106,7 +109,7 @@ def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None) -> Link | Listen
     return TapLink.open(spec.name, netns=spec.netns, mtu=mtu, offload_with=offload_with)
 
 
-def _listen(spec: ListenLink, mtu: int) -> Link | Listener:
+def _listen(spec: ListenLink, mtu: int, macs: Mapping[str, bytes]) -> Link | Listener:
     endpoint = spec.endpoint
     if spec.protocol == "vfkit":
         from guest_iface.unixgram import UnixgramLink
@@ -124,7 +127,7 @@ def _listen(spec: ListenLink, mtu: int) -> Link | Listener:
     elif spec.protocol == "vpnkit":
         from guest_iface.vpnkit import VpnkitLink
 
-        make = partial(VpnkitLink, mtu=mtu, macs=VPNKIT_MACS)
+        make = partial(VpnkitLink, mtu=mtu, macs=macs)
     else:
         from guest_iface.stream import StreamLink
 
@@ -398,7 +401,9 @@ async def _serve_until_told(config: RunConfig) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *POLICY_SIGNALS) as signals:
         try:
             offload_with = config.network.gateway_mac if config.offload else None
-            attachments = open_attachments(config.links, config.network.link.mtu, offload_with)
+            attachments = open_attachments(
+                config.links, config.network.link.mtu, offload_with, vpnkit_macs=config.vpnkit_macs
+            )
         except LinkError as error:
             raise RunFailed(str(error)) from error
         gateway = Gateway(config, attachments)
