@@ -31,8 +31,9 @@ class Way:
         counters: LinkCounters,
         plan: object = None,
     ) -> None:
-        """`mtu` is the link's, bytes. What the shaper drops is counted in `counters`. `plan` is what it was made of, for
-        whoever made it.
+        """`mtu` is the link's, bytes. What the shaper drops is counted in `counters`.
+
+        `plan` is for whoever made it: what it was made of.
         """
         self.plan = plan
         self.shaper = shaper

@@ -11,8 +11,8 @@ from typing import Final
 
 import trio
 
-from guest_iface.pcapng import OUTBOUND
 from guest_iface.frame_filter import FlowEnds, Known
+from guest_iface.pcapng import OUTBOUND
 from netstack.engine.stack import Stack
 from netstack.wire import dns, dns_answers, ethernet, ipv4, udp
 

@@ -15,10 +15,11 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
+from guest_iface.frame_filter import FilterError
 from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import STREAM_QUEUE_FRAMES
@@ -37,15 +38,13 @@ from netstack.config import (
 from netstack.engine.events import Event
 from netstack.engine.settings import LinkTraits
 from netstack.gateway import RunFailed
-from netstack.gateway.capture_comments import CaptureComments
+from netstack.gateway.captures import CaptureError, Captures
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.host_datagrams import open_ping_socket
 from netstack.gateway.resolver import Resolver
+from netstack.gateway.wires import Wires
 from netstack.network_spec import NetworkSpec
-
-if TYPE_CHECKING:
-    from guest_iface.capture import CaptureWriter
 
 log = logging.getLogger(__name__)
 
@@ -180,20 +179,13 @@ class Gateway:
         """
         self._attachments = attachments
         self._watch = watch
-        self._capture: CaptureWriter | None = None
-        self._comments: CaptureComments | None = None
         self._events: EventLog | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
         try:
             if config.events is not None:
                 self._events = EventLog(config.events)
-            if config.capture is not None:
-                from guest_iface.capture import CaptureWriter
-
-                self._comments = CaptureComments()
-                self._capture = CaptureWriter(config.capture, comment=self._comments.take)
-        except (EventLogError, LinkError) as error:
+        except EventLogError as error:
             attachments.close()
             raise RunFailed(str(error)) from error
         network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
@@ -212,8 +204,17 @@ class Gateway:
             resolver=resolver,
             policy=config.policy.policy(),
             hooks=config.hooks,
-            event_sink=self._report if self._events or self._comments or watch else None,
+            event_sink=self._report,
         )
+        self.wires = Wires(self.driver)
+        self.captures = Captures(self.wires)
+        try:
+            self.wires.begin(config)
+            if config.capture is not None:
+                self.captures.start(config.capture, config.capture_options)
+        except (CaptureError, FilterError) as error:
+            attachments.close()
+            raise RunFailed(str(error)) from error
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()
@@ -221,8 +222,8 @@ class Gateway:
     def _report(self, event: Event, _now: float) -> None:
         if self._events is not None:
             self._events.write(event)
-        if self._comments is not None:
-            self._comments.note(event)
+        if self.captures:
+            self.captures.note(event)
         if self._watch is not None:
             self._watch(event)
 
@@ -285,6 +286,7 @@ class Gateway:
             async with trio.open_nursery() as writing:
                 if self._events is not None:
                     writing.start_soon(self._events.run)
+                writing.start_soon(self.captures.run)
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
                     with self._serving:
@@ -293,8 +295,7 @@ class Gateway:
                 writing.cancel_scope.cancel()
         finally:
             self._attachments.close()
-            if self._capture is not None:
-                self._capture.close()
+            self.captures.close()
         if self._failure and not self._serving.cancel_called:
             raise RunFailed(self._failure)
 
@@ -313,8 +314,9 @@ class Gateway:
             nursery.start_soon(self._serve, link)
 
     async def _serve(self, link: Link) -> None:
+        cable = self.wires.lay(link)
         try:
-            await self.driver.serve(link if self._capture is None else self._capture.tee(link))
+            await self.driver.serve(cable)
         except* LinkError as errors:
             self._failure = _first(errors)
             log.warning("%s", self._failure)
@@ -322,6 +324,8 @@ class Gateway:
             if isinstance(link, TapLink):
                 self._failure = f"{link.name}: the device is gone"
             log.info("%s: the guest has left", link.name)
+        finally:
+            self.wires.take_up(cable)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> str:

@@ -14,6 +14,7 @@ import trio
 from guest_iface.cable import Cable, Listener
 from guest_iface.frame_filter import uses_names
 from guest_iface.link import Link
+from netstack.config import RunConfig, Shaping
 from netstack.gateway.name_table import NameTable
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class Limits:
 NO_LIMITS: Final = Limits()
 
 
+def limits_of(shaping: Shaping) -> Limits:
+    """Out of a configuration. Raises ValueError for a rate or a burst that cannot be."""
+    from guest_iface.shaping import Limit
+
+    tx, rx = (None if rate is None else Limit(rate, shaping.burst or 0) for rate in (shaping.tx_kbps, shaping.rx_kbps))
+    return Limits(tx=tx, rx=rx)
+
+
 @dataclass(slots=True, eq=False)
 class _InForce:
     """An impairment of links. The same only as itself: put in force again, its dice are thrown anew."""
@@ -63,6 +72,16 @@ class Wires:
         self._limits: dict[str, Limits] = {}
         self._in_force: list[_InForce] = []
         self._faults: Faults | None = None
+
+    def begin(self, config: RunConfig) -> None:
+        """Put in force what a configuration asks for. Raises FilterError for a flow number: there are no flows yet."""
+        if config.shaping is not None:
+            for link, shaping in (("*", config.shaping), *config.shaping.links):
+                self.limit(limits_of(shaping), link)
+        if config.impair:
+            from netstack.impairments import parse_impairments
+
+            self.impair(parse_impairments(config.impair, "impair"))
 
     def lay(self, link: Link) -> Cable:
         """The cable of a link, with everything that is in force."""
