@@ -24,6 +24,7 @@ from netstack.cli_options import (
     PROCESS_OPTIONS,
     REPORT_OPTIONS,
     SERVICE_OPTIONS,
+    WIRE_OPTIONS,
     configuration,
     log_level_option,
     starting,
@@ -62,6 +63,7 @@ def cli() -> None:
     HOOK_OPTIONS,
     SERVICE_OPTIONS,
     REPORT_OPTIONS,
+    WIRE_OPTIONS,
     LOG_OPTIONS,
     PROCESS_OPTIONS,
 )
@@ -82,7 +84,7 @@ def run(**options: Any) -> int:
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@with_options(NETWORK_OPTIONS, POLICY_OPTIONS, HOOK_OPTIONS, SERVICE_OPTIONS, REPORT_OPTIONS, LOG_OPTIONS)
+@with_options(NETWORK_OPTIONS, POLICY_OPTIONS, HOOK_OPTIONS, SERVICE_OPTIONS, REPORT_OPTIONS, WIRE_OPTIONS, LOG_OPTIONS)
 @log_level_option("warning")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def guest(*, command: Sequence[str], **options: Any) -> int:
