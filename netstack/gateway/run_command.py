@@ -36,11 +36,13 @@ from netstack.gateway.inbound import DIAL_TIMEOUT, Endpoint, Handler
 from netstack.gateway.notifications import Notifications
 from netstack.gateway.pid_file import pid_file
 from netstack.gateway.process_log import start_logging
+from netstack.gateway.records import Records
 from netstack.gateway.resolver import Resolver
 from netstack.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
     from guest_iface.capture import CaptureWriter
+    from netstack.gateway.api.app import Api
     from netstack.gateway.capture_comments import CaptureComments
 
 __all__ = [
@@ -81,6 +83,7 @@ class Gateway:
         self._capture: CaptureWriter | None = None
         self._comments: CaptureComments | None = None
         self._events: EventLog | None = None
+        self._api: Api | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
         try:
@@ -93,8 +96,12 @@ class Gateway:
 
                 self._comments = CaptureComments()
                 self._capture = CaptureWriter(config.capture, comment=self._comments.take)
-        except (EventLogError, LinkError) as error:
-            attachments.close()
+            if config.has_api:
+                from netstack.gateway.api.app import Api, ApiOptions
+
+                self._api = Api(self, ApiOptions.of(config))
+        except (EventLogError, LinkError, RunFailed) as error:
+            self._close_files()
             raise RunFailed(str(error)) from error
         network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
         resolver = Resolver(
@@ -102,7 +109,11 @@ class Gateway:
             never_ask=[socket.inet_ntoa(network.gateway_ip)],
             servers_changed=self._forget_names,
         )
-        self._config = config
+        self.config = config
+        self.policy = config.policy
+        """What is in force, unless the kill switch is on: what is in force again after it."""
+        self.records = None if self._api is None else Records()
+        """What has happened lately, for the API; None where there is none."""
         self.killed = False
         """The kill switch is on: nothing is allowed until `reload_policy`."""
         self._policies_asked = 0
@@ -112,11 +123,11 @@ class Gateway:
             resolver=resolver,
             policy=config.policy.policy(),
             hooks=config.hooks,
-            event_sink=self._report if self._events or self._comments or watch else None,
+            event_sink=self._report if self._events or self._comments or watch or self.records else None,
         )
+        self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
-        self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()
@@ -126,8 +137,17 @@ class Gateway:
             self._events.write(event)
         if self._comments is not None:
             self._comments.note(event)
+        if self.records is not None:
+            self.records.note(event)
         if self._watch is not None:
             self._watch(event)
+
+    def _close_files(self) -> None:
+        self._attachments.close()
+        if self._api is not None:
+            self._api.close()
+        if self._capture is not None:
+            self._capture.close()
 
     def stop(self) -> None:
         """End `run` in order: guests first, so that the ends of their flows are still told."""
@@ -136,7 +156,7 @@ class Gateway:
     @property
     def has_policy_file(self) -> bool:
         """Whether there is a file that the policy can be read from again."""
-        return self._config.reload_policy is not None
+        return self.config.reload_policy is not None
 
     async def reload_policy(self) -> None:
         """Put the policy of options and file, read again, in force: the whole of it, or none and the old one stays.
@@ -153,17 +173,47 @@ class Gateway:
             return
         if asked != self._policies_asked:
             return
-        self.killed = False
-        self.driver.replace_policy(spec.policy(), "reload")
+        self._put_in_force(spec, "reload")
         log.info("policy read again: %s", spec)
         _tell(warnings)
 
+    async def replace_policy(self, spec: NetworkSpec) -> list[str]:
+        """Put a policy in force that a program asks for, whole; what is odd about it. It ends the kill switch.
+
+        What is asked for while its rules are made ready takes its place.
+        """
+        self._policies_asked += 1
+        asked = self._policies_asked
+        warnings = await trio.to_thread.run_sync(self._make_ready, spec)
+        if asked == self._policies_asked:
+            self._put_in_force(spec, "api")
+            log.info("policy replaced by the API: %s", spec)
+        return warnings
+
+    def _make_ready(self, spec: NetworkSpec) -> list[str]:
+        spec.policy()
+        return self._warnings(spec)
+
+    def lift_kill_switch(self) -> bool:
+        """Put the policy in force again that was before the kill switch; False when it is not on."""
+        if not self.killed:
+            return False
+        self._policies_asked += 1
+        self._put_in_force(self.policy, "api")
+        log.info("the kill switch is off: %s", self.policy)
+        return True
+
+    def _put_in_force(self, spec: NetworkSpec, why: str) -> None:
+        self.killed = False
+        self.policy = spec
+        self.driver.replace_policy(spec.policy(), why)
+
     def _read_policy(self) -> tuple[NetworkSpec, list[str]]:
-        spec = self._config.reload_policy() if self._config.reload_policy else self._config.policy
+        spec = self.config.reload_policy() if self.config.reload_policy else self.config.policy
         return spec, self._warnings(spec)
 
     def _warnings(self, spec: NetworkSpec) -> list[str]:
-        return spec.warnings(metadata_access=self._config.network.metadata_access)
+        return spec.warnings(metadata_access=self.config.network.metadata_access)
 
     def kill_network(self) -> None:
         """The kill switch: every flow is reset, and nothing goes out or comes in any more until `reload_policy`."""
@@ -219,14 +269,16 @@ class Gateway:
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
                     await engine.start(self.forwards.run)
+                    if self._api is not None:
+                        engine.start_soon(self._api.run)
+                        if self.config.guest_api:
+                            self.serve_in_network(80, self._api.serve_guest)
                     with self._serving:
                         await self._serve_all(task_status)
                     engine.cancel_scope.cancel()
                 writing.cancel_scope.cancel()
         finally:
-            self._attachments.close()
-            if self._capture is not None:
-                self._capture.close()
+            self._close_files()
         if self._failure and not self._serving.cancel_called:
             raise RunFailed(self._failure)
 
@@ -236,8 +288,8 @@ class Gateway:
                 nursery.start_soon(self._serve, link)
             for listener in self._attachments.listeners:
                 nursery.start_soon(self._accept, listener, nursery)
-            if not self._attachments.links and not self._attachments.listeners:
-                nursery.start_soon(trio.sleep_forever)  # guests come by the API
+            if self.config.api_listen:
+                nursery.start_soon(trio.sleep_forever)  # guests come by /connect too
             task_status.started()
 
     async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:
@@ -245,6 +297,13 @@ class Gateway:
             link = await listener.accept()
             log.info("%s: a guest has come", link.name)
             nursery.start_soon(self._serve, link)
+
+    async def serve_link(self, link: Link) -> None:
+        """Carry the frames of one more guest until its link ends. What it sends that makes no sense ends only that."""
+        log.info("%s: a guest has come", link.name)
+        failure = self._failure
+        await self._serve(link)
+        self._failure = failure
 
     async def _serve(self, link: Link) -> None:
         try:
