@@ -1,4 +1,4 @@
-"""Unix sockets that lead to a guest's by SSH, with asyncssh as its server on the loopback. tests/guest has a real one."""
+"""Unix sockets that lead to a guest's by SSH, with asyncssh as its server here. tests/guest has a real one."""
 
 from __future__ import annotations
 
