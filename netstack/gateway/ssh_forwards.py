@@ -40,6 +40,8 @@ RECONNECTS: Final = 3
 RECONNECT_PAUSE: Final = 0.2
 KEEPALIVE: Final = 15
 """Seconds of silence before the guest is asked whether it is there; three without an answer end the connection."""
+SETTLE: Final = 0.1
+"""Seconds in which the end of a connection shows that has failed a channel."""
 PIECE: Final = 64 * 1024
 
 
@@ -141,13 +143,22 @@ async def _disconnect(connection: asyncssh.SSHClientConnection) -> None:
     await connection.wait_closed()
 
 
+async def _has_ended(connection: asyncssh.SSHClientConnection) -> bool:
+    """Whether a channel failed because the connection is ending: that it has ended may show a moment later."""
+    try:
+        await asyncio.wait_for(connection.wait_closed(), SETTLE)
+    except TimeoutError:
+        return False
+    return True
+
+
 async def _relay(connection: asyncssh.SSHClientConnection, path: str, sock: socket.socket) -> None:
     import asyncssh
 
     try:
         from_guest, to_guest = await connection.open_unix_connection(path)
     except asyncssh.ChannelOpenError as error:
-        raise SshError(f"{path}: {_words(error)}", lost=connection.is_closed()) from error
+        raise SshError(f"{path}: {_words(error)}", lost=await _has_ended(connection)) from error
     except (OSError, asyncssh.Error) as error:
         raise SshError(_words(error), lost=True) from error
     try:
