@@ -15,6 +15,7 @@ import click
 from netstack import __version__
 from netstack.cli_config import config
 from netstack.cli_gvproxy import gvproxy
+from netstack.cli_impair import impair
 from netstack.cli_options import (
     HOOK_OPTIONS,
     LINK_OPTIONS,
@@ -24,6 +25,7 @@ from netstack.cli_options import (
     PROCESS_OPTIONS,
     REPORT_OPTIONS,
     SERVICE_OPTIONS,
+    WIRE_OPTIONS,
     configuration,
     log_level_option,
     starting,
@@ -62,6 +64,7 @@ def cli() -> None:
     HOOK_OPTIONS,
     SERVICE_OPTIONS,
     REPORT_OPTIONS,
+    WIRE_OPTIONS,
     LOG_OPTIONS,
     PROCESS_OPTIONS,
 )
@@ -82,7 +85,7 @@ def run(**options: Any) -> int:
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@with_options(NETWORK_OPTIONS, POLICY_OPTIONS, HOOK_OPTIONS, SERVICE_OPTIONS, REPORT_OPTIONS, LOG_OPTIONS)
+@with_options(NETWORK_OPTIONS, POLICY_OPTIONS, HOOK_OPTIONS, SERVICE_OPTIONS, REPORT_OPTIONS, WIRE_OPTIONS, LOG_OPTIONS)
 @log_level_option("warning")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def guest(*, command: Sequence[str], **options: Any) -> int:
@@ -187,6 +190,7 @@ def completion(*, shell: str) -> int:
 
 cli.add_command(config)
 cli.add_command(gvproxy)
+cli.add_command(impair)
 
 
 def _fail(message: str, status: int, context: click.Context | None = None) -> NoReturn:

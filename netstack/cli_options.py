@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
-    from netstack.config import RunConfig
+    from netstack.config import CaptureOptions, RunConfig, Shaping
     from netstack.configuration_model import Document
     from netstack.hooks import HookRunner
 
@@ -185,6 +185,40 @@ REPORT_OPTIONS: Final = (
     click.option("--events", metavar="FILE|-", help="Write leases, DNS queries, flows and drops as JSON lines."),
 )
 
+WIRE_OPTIONS: Final = (
+    click.option(
+        "--capture-filter", metavar="FILTER", help="Capture only this, as in 'host 10.0.0.5 and tcp port 443'."
+    ),
+    click.option("--capture-snaplen", type=int, metavar="BYTES", help="Bytes kept of each frame.  [default: all]"),
+    click.option(
+        "--capture-size",
+        metavar="BYTES",
+        help="Begin another file when one has this size (K, M, G); FILE is the newest, FILE.1 the one before.",
+    ),
+    click.option("--capture-count", type=int, metavar="N", help="Files kept of such a row.  [default: 10]"),
+    click.option(
+        "--shape-tx-kbps",
+        "shape_tx",
+        multiple=True,
+        metavar="[LINK=]RATE",
+        help="Limit what a guest sends, kilobits per second.",
+    ),
+    click.option(
+        "--shape-rx-kbps", "shape_rx", multiple=True, metavar="[LINK=]RATE", help="Limit what a guest receives."
+    ),
+    click.option(
+        "--shape-burst",
+        metavar="BYTES",
+        help="What may go at once after a pause (K, M).  [default: 25 ms of the rate]",
+    ),
+    click.option(
+        "--impair",
+        multiple=True,
+        metavar="SPEC",
+        help="Make the network worse, as in 'dir=to-guest delay 50ms 10ms loss 1% seed 7'; see docs/impair.md.",
+    ),
+)
+
 SERVICE_OPTIONS: Final = (
     click.option(
         "--listen",
@@ -273,6 +307,28 @@ def _hooks(where: str, *, may_allow: bool, deadline: float) -> HookRunner:
         raise click.UsageError(f"--hook {where!r}: {error}") from error
 
 
+def _capture_options(
+    chosen: str | None, snaplen: int | None, size: str | None, count: int | None
+) -> CaptureOptions | None:
+    if (chosen, snaplen, size, count) == (None, None, None, None):
+        return None
+    from netstack.config import CaptureOptions
+    from netstack.setting_values import parse_size
+
+    rotate = None if size is None else parse_size(size, "--capture-size")
+    return CaptureOptions(snaplen=snaplen, rotate_size=rotate, rotate_count=count, filter=chosen)
+
+
+def _shaping(tx: Sequence[str], rx: Sequence[str], burst: str | None) -> Shaping | None:
+    if not tx and not rx and burst is None:
+        return None
+    from netstack.setting_values import parse_size
+    from netstack.wire_options import shaping_of
+
+    size = None if burst is None else parse_size(burst, "--shape-burst")
+    return shaping_of(tx, rx, size, ("--shape-tx-kbps", "--shape-rx-kbps"))
+
+
 def configuration(
     *,
     links: bool,
@@ -292,6 +348,14 @@ def configuration(
     api_token_file: Path | None = None,
     offload: str | None = None,
     log_format: str | None = None,
+    capture_filter: str | None = None,
+    capture_snaplen: int | None = None,
+    capture_size: str | None = None,
+    capture_count: int | None = None,
+    shape_tx: Sequence[str] = (),
+    shape_rx: Sequence[str] = (),
+    shape_burst: str | None = None,
+    impair: Sequence[str] = (),
     **values: Any,
 ) -> RunConfig:
     """The one configuration out of the options' values and the file; options replace what the file says.
@@ -308,6 +372,9 @@ def configuration(
         api_token=None if api_token_file is None else read_token(api_token_file, "--api-token-file"),
         offload=None if offload is None else offload == "on",
         log_format="json" if log_format == "json" else None,
+        capture_options=_capture_options(capture_filter, capture_snaplen, capture_size, capture_count),
+        shaping=_shaping(shape_tx, shape_rx, shape_burst),
+        impair=tuple(impair) or None,
         names={"api_listen": "--listen", "forwards": "--forward"},
         **said,
     )

@@ -150,19 +150,23 @@ class CaptureOptions:
     rotate_size: int | None = None
     """Bytes after which the next file begins; None: one file."""
     rotate_count: int | None = None
-    """Files that are kept, the oldest goes; None: all."""
+    """Files that are kept, the oldest goes; None: 10."""
     filter: str | None = None
-    """Which frames, as an expression of `guest_iface.capture_filter`; None: all."""
+    """Which frames, as an expression of `guest_iface.frame_filter`; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shaping:
-    """Rates in kbit/s as the guest sees them; None: not limited."""
+    """Rates in kbit/s as the guest sees them, each link's own; None: not limited."""
 
     tx_kbps: float | None = None
     """What the guest sends."""
     rx_kbps: float | None = None
     """What the guest receives."""
+    burst: int | None = None
+    """Bytes that may go at once after a pause; None: what the rate carries in 25 ms."""
+    links: tuple[tuple[str, Shaping], ...] = ()
+    """Links with rates of their own: a name, or a pattern as in a shell, and its rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +219,7 @@ class RunConfig:
     notes: tuple[str, ...] = ()
     """What is to be said of the settings at the start, as warnings."""
     impair: tuple[str, ...] = ()
-    """Faults to make, as specifications of `guest_iface.impair`."""
+    """Impairments and faults to begin with, in the words of `netstack.impairments`."""
 
     @property
     def has_api(self) -> bool:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from netstack import setting_values as values
 from netstack.config import CaptureOptions, ForwardSpec, Shaping, SshForward
 from netstack.configuration_errors import ConfigurationError, problems_of
-from netstack.configuration_model import Api, Capture, Document, SocketForward
+from netstack.configuration_model import Api, Capture, Document, LinkRates, LinkShaping, SocketForward
 from netstack.run_settings import RunSettings, read_token
 from netstack.yaml_file import FileError, read_yaml
 
@@ -50,9 +50,6 @@ def warnings(document: Document) -> list[str]:
         said.append(
             "stack.tcpMaxInFlight: not needed here: dials do not wait for each other, and none is refused for it"
         )
-    options = document.capture
-    if not (options.file or document.stack.capture_file) and options != Capture():
-        said.append("capture: there is no capture.file, so nothing is captured")
     if document.netns and not document.tap:
         said.append("netns: only a TAP is made inside a namespace, and there is no tap")
     return said
@@ -89,6 +86,9 @@ _PLACES: Final = {
     "udp_unreplied_timeout": "udp-unreplied-timeout",
     "tcp_keepalive": "tcp-keepalive",
     "impair": "impair",
+    "capture": "capture.file",
+    "capture_options": "capture",
+    "shaping": "shaping",
 }
 
 
@@ -149,10 +149,8 @@ def settings_of(document: Document, path: Path) -> RunSettings:
         forwards=tuple(_forward(*each) for each in stack.forwards.items()) if stack.forwards else None,
         ssh_forwards=tuple(_ssh_forward(each) for each in document.forwards) if document.forwards else None,
         keep_source=document.keep_source,
-        shaping=None
-        if document.shaping is None
-        else Shaping(tx_kbps=document.shaping.tx_kbps, rx_kbps=document.shaping.rx_kbps),
-        impair=_maybe_tuple(document.impair),
+        shaping=None if document.shaping is None else _shaping(document.shaping),
+        impair=None if document.impair is None else (document.impair,),
         names={setting: f"--config {path}: {place}" for setting, place in _PLACES.items()},
     )
 
@@ -165,6 +163,17 @@ def _capture_options(capture: Capture) -> CaptureOptions | None:
         rotate_size=None if capture.rotate_size is None else values.parse_size(capture.rotate_size, ""),
         rotate_count=capture.rotate_count,
         filter=capture.filter,
+    )
+
+
+def _shaping(rates: LinkRates) -> Shaping:
+    burst = None if rates.burst is None else values.parse_size(rates.burst, "")
+    links = rates.links if isinstance(rates, LinkShaping) else None
+    return Shaping(
+        tx_kbps=rates.tx_kbps,
+        rx_kbps=rates.rx_kbps,
+        burst=burst,
+        links=tuple((link, _shaping(each)) for link, each in (links or {}).items()),
     )
 
 

@@ -273,11 +273,20 @@ class Capture(_Section):
     filter: str | None = Field(default=None, description="Which frames, as in: host 10.0.0.5 and port 443.")
 
 
-class LinkShaping(_Section):
-    """Rates of each link, in kbit/s as its guest sees them."""
+class LinkRates(_Section):
+    """Rates in kbit/s as the guest sees them."""
 
     tx_kbps: Annotated[float, Field(gt=0)] | None = Field(default=None, description="What a guest sends.")
     rx_kbps: Annotated[float, Field(gt=0)] | None = Field(default=None, description="What it receives.")
+    burst: Bytes | None = Field(default=None, description="What may go at once after a pause (K, M, G).")
+
+
+class LinkShaping(LinkRates):
+    """Rates of each link."""
+
+    links: dict[str, LinkRates] | None = Field(
+        default=None, description="Rates of some links: by their name, or a pattern such as tap*."
+    )
 
 
 class Api(_Section):
@@ -345,7 +354,9 @@ class Document(_Section):
     events: str | None = Field(default=None, description="File for events as JSON lines; - is standard output.")
     capture: Capture = Capture()
     shaping: LinkShaping | None = None
-    impair: OneOrMore[str] | None = Field(default=None, description="Network faults to make, a specification each.")
+    impair: str | dict[str, Any] | list[str | dict[str, Any]] | None = Field(
+        default=None, description="Impairments and faults: 'dir=to-guest delay 50ms loss 1%', or a mapping of words."
+    )
     api: Api = Api()
     keep_source: Boolean | None = Field(
         default=None, alias="keep-source", description="Forwards show guests the client's address where it can be kept."

@@ -85,7 +85,8 @@ class RunSettings:
     ssh_forwards: tuple[SshForward, ...] | None = None
     keep_source: bool | None = None
     shaping: Shaping | None = None
-    impair: tuple[str, ...] | None = None
+    impair: tuple[Any, ...] | None = None
+    """Texts, or mappings of words."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What a field is called where it was given; without an entry, as the option of `netstack run`."""
 
@@ -128,7 +129,6 @@ _NETWORK: Final = (
 _LINKS: Final = ("vfkit", "qemu", "bess", "vpnkit", "stdio", "fds", "taps", "netns")
 _AS_THEY_ARE: Final = (
     "capture",
-    "capture_options",
     "log_format",
     "log_file",
     "pid_file",
@@ -140,8 +140,6 @@ _AS_THEY_ARE: Final = (
     "forwards",
     "ssh_forwards",
     "keep_source",
-    "shaping",
-    "impair",
 )
 
 
@@ -197,7 +195,30 @@ def run_config(
         notes=tuple(notes),
         ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
         **_said(settings, _AS_THEY_ARE),
+        **_wires(settings),
     )
+
+
+def _wires(settings: RunSettings) -> dict[str, Any]:
+    """Captures, limits and impairments, checked. Their modules are imported where there are any."""
+    found: dict[str, Any] = {}
+    if settings.capture_options is not None:
+        from netstack.wire_options import capture_keys, check_capture
+
+        check_capture(settings.capture_options, capture_keys(settings.names.get("capture_options")))
+        if settings.capture is None:
+            raise ConfigError(settings.key("capture"), "none", "a file, with what is to be kept of the frames")
+        found["capture_options"] = settings.capture_options
+    if settings.shaping is not None:
+        from netstack.wire_options import check_shaping
+
+        check_shaping(settings.shaping, settings.names.get("shaping"))
+        found["shaping"] = settings.shaping
+    if settings.impair is not None:
+        from netstack.wire_options import checked_impairments
+
+        found["impair"] = checked_impairments(settings.impair, settings.key("impair"))
+    return found
 
 
 def _events(target: str | None) -> Path | Literal["-"] | None:

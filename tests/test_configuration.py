@@ -177,9 +177,9 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
         CaptureOptions(rotate_size=10 << 20),
     ),
     "capture.rotate-count": (
-        "capture: {file: c, rotate-count: 3}",
+        "capture: {file: c, rotate-size: 1M, rotate-count: 3}",
         lambda c: c.capture_options,
-        CaptureOptions(rotate_count=3),
+        CaptureOptions(rotate_size=1 << 20, rotate_count=3),
     ),
     "capture.filter": (
         "capture: {file: c, filter: host 10.0.0.5}",
@@ -188,6 +188,21 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     ),
     "shaping.tx_kbps": ("shaping: {tx_kbps: 512}", lambda c: c.shaping, Shaping(tx_kbps=512)),
     "shaping.rx_kbps": ("shaping: {rx_kbps: 512}", lambda c: c.shaping, Shaping(rx_kbps=512)),
+    "shaping.burst": (
+        "shaping: {tx_kbps: 512, burst: 10k}",
+        lambda c: c.shaping,
+        Shaping(tx_kbps=512, burst=10 << 10),
+    ),
+    "shaping.links": (
+        "shaping: {links: {'tap*': {tx_kbps: 512, rx_kbps: 1024, burst: 20k}}}",
+        lambda c: c.shaping,
+        Shaping(links=(("tap*", Shaping(tx_kbps=512, rx_kbps=1024, burst=20 << 10)),)),
+    ),
+    "impair": (
+        "impair: ['dir=to-guest delay 50ms', {dir: to-guest, loss: 1%}]",
+        lambda c: len(c.impair),
+        2,
+    ),
     "api.token": ("api: {token: secret}", lambda c: c.api_token, "secret"),
     "api.guests": ("api: {guests: on}", lambda c: (c.guest_api, c.has_api), (True, True)),
     "keep-source": ("keep-source: true", lambda c: c.keep_source, True),
@@ -210,7 +225,9 @@ ELSEWHERE = {
     "stack.dns.records.regexp",
     "stack.tcpMaxInFlight",
     "api.token-file",
-    "impair",
+    "shaping.links.tx_kbps",
+    "shaping.links.rx_kbps",
+    "shaping.links.burst",
 }
 """Keys whose effect is seen in the row of the list they are in, or in a test of their own."""
 
@@ -290,6 +307,8 @@ MISTAKES = {
     "size": ("capture: {file: a, rotate-size: much}", "capture.rotate-size 'much': expected a number of bytes above 0"),
     "at least": ("capture: {file: a, snaplen: 3}", "capture.snaplen 3: expected a number of at least 14"),
     "above": ("shaping: {tx_kbps: 0}", "shaping.tx_kbps 0: expected a number above 0"),
+    "options of no capture": ("capture: {snaplen: 96}", "capture.file 'none': expected a file"),
+    "an impairment": ("impair: dir=to-guest dealy 50ms", "dealy"),
     "half a forward": (
         "forwards: [{socket: /s, dest: /d}]",
         "forwards[0].user: missing|forwards[0].identity: missing",
@@ -345,16 +364,13 @@ def test_all_mistakes_are_told_and_a_run_tells_the_first(tmp_path: Path, capsys:
 
 def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "odd.yaml"
-    file.write_text(
-        "{stack: {tcpMaxInFlight: 128}, capture: {snaplen: 96}, netns: x, policy: {allow_net: [127.0.0.1]}}"
-    )
+    file.write_text("{stack: {tcpMaxInFlight: 128}, netns: x, policy: {allow_net: [127.0.0.1]}}")
     with pytest.raises(SystemExit) as ended:
         cli.main(["config", "check", str(file)])
     told = capsys.readouterr()
     assert (ended.value.code, told.out) == (0, f"{file}: ok\n")
     assert [line.split(": ")[2] for line in told.err.splitlines()] == [
         "stack.tcpMaxInFlight",
-        "capture",
         "netns",
         "allow_net rule '127.0.0.1' never matches",
     ]

@@ -300,6 +300,10 @@ class TcpFlows:
         self._flows.close(flow, effects.FAILURE_WORDS[failure], now)
         self._flows.forget(flow)
 
+    def flow(self, number: int) -> TcpFlow | None:
+        """The flow of that number; None when there is none (any more)."""
+        return self._streams.get(number)
+
     def taken(self, number: int, count: int) -> None:
         """The host socket took `count` bytes."""
         flow = self._streams.get(number)

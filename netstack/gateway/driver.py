@@ -29,7 +29,7 @@ from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
-from netstack.gateway.dialer import Dialer
+from netstack.gateway.dialer import Dialer, DialsNames
 from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.inbound import Inbound
 from netstack.gateway.resolver import AnswersDns
@@ -100,7 +100,7 @@ class Driver:
         if hooks is not None:
             self.stack.judge.consults = True
             self.stack.judge.loosens = hooks.may_allow
-        self._dialer = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
+        self._dialer: DialsNames = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
         self._departed = LinkCounters()
@@ -127,6 +127,21 @@ class Driver:
         finally:
             self.inbound.close()
             self.sockets.close()
+
+    def go_through(
+        self, *, resolver: Callable[[AnswersDns], AnswersDns] | None, dialer: Callable[[DialsNames], DialsNames] | None
+    ) -> None:
+        """Ask and dial through these from now on, each made of what did it before; None leaves it. Faults use it."""
+        if resolver is not None:
+            self._resolver = resolver(self._resolver)
+            self._dialer.ask(self._resolver)
+        if dialer is not None:
+            self._dialer = dialer(self._dialer)
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run a task for as long as `run` does. Nothing, while it does not."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *arguments)
 
     async def serve(self, link: Link) -> None:
         """Carry frames between one link and the engine until the link ends.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from guest_iface.frame_filter import FilterError
 from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import StdioLink
@@ -28,6 +29,7 @@ from netstack.engine.events import Event
 from netstack.gateway import RunFailed
 from netstack.gateway.assembly import open_forwards
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
+from netstack.gateway.captures import CaptureError, Captures
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.forwards import Forwards
@@ -38,12 +40,11 @@ from netstack.gateway.pid_file import pid_file
 from netstack.gateway.process_log import start_logging
 from netstack.gateway.records import Records
 from netstack.gateway.resolver import Resolver
+from netstack.gateway.wires import Wires
 from netstack.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
-    from guest_iface.capture import CaptureWriter
     from netstack.gateway.api.app import Api
-    from netstack.gateway.capture_comments import CaptureComments
 
 __all__ = [
     "POLICY_SIGNALS",
@@ -80,8 +81,6 @@ class Gateway:
         self._attachments = attachments
         self._watch = watch
         self._notifications = notifications
-        self._capture: CaptureWriter | None = None
-        self._comments: CaptureComments | None = None
         self._events: EventLog | None = None
         self._api: Api | None = None
         self._serving = trio.CancelScope()
@@ -89,19 +88,15 @@ class Gateway:
         try:
             if config.events is not None:
                 self._events = EventLog(config.events)
-            if config.capture is not None:
-                # With dpkt, which only a capture needs, they are a tenth of the time to start.
-                from guest_iface.capture import CaptureWriter
-                from netstack.gateway.capture_comments import CaptureComments
-
-                self._comments = CaptureComments()
-                self._capture = CaptureWriter(config.capture, comment=self._comments.take)
             if config.has_api:
                 from netstack.gateway.api.app import Api, ApiOptions
 
                 self._api = Api(self, ApiOptions.of(config))
-        except (EventLogError, LinkError, RunFailed) as error:
-            self._close_files()
+        except ConfigError:
+            attachments.close()
+            raise
+        except (EventLogError, RunFailed) as error:
+            attachments.close()
             raise RunFailed(str(error)) from error
         network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
         resolver = Resolver(
@@ -123,11 +118,20 @@ class Gateway:
             resolver=resolver,
             policy=config.policy.policy(),
             hooks=config.hooks,
-            event_sink=self._report if self._events or self._comments or watch or self.records else None,
+            event_sink=self._report,
         )
-        self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
+        self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
+        self.wires = Wires(self.driver)
+        self.captures = Captures(self.wires)
+        try:
+            self.wires.begin(config)
+            if config.capture is not None:
+                self.captures.start(config.capture, config.capture_options)
+        except (CaptureError, FilterError) as error:
+            self._close_files()
+            raise RunFailed(str(error)) from error
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()
@@ -135,8 +139,8 @@ class Gateway:
     def _report(self, event: Event, _now: float) -> None:
         if self._events is not None:
             self._events.write(event)
-        if self._comments is not None:
-            self._comments.note(event)
+        if self.captures:
+            self.captures.note(event)
         if self.records is not None:
             self.records.note(event)
         if self._watch is not None:
@@ -146,8 +150,7 @@ class Gateway:
         self._attachments.close()
         if self._api is not None:
             self._api.close()
-        if self._capture is not None:
-            self._capture.close()
+        self.captures.close()
 
     def stop(self) -> None:
         """End `run` in order: guests first, so that the ends of their flows are still told."""
@@ -266,6 +269,7 @@ class Gateway:
             async with trio.open_nursery() as writing:
                 if self._events is not None:
                     writing.start_soon(self._events.run)
+                writing.start_soon(self.captures.run)
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
                     await engine.start(self.forwards.run)
@@ -306,8 +310,9 @@ class Gateway:
         self._failure = failure
 
     async def _serve(self, link: Link) -> None:
+        cable = self.wires.lay(link)
         try:
-            await self.driver.serve(link if self._capture is None else self._capture.tee(link))
+            await self.driver.serve(cable)
         except* LinkError as errors:
             self._failure = _first(errors)
             log.warning("%s", self._failure)
@@ -318,6 +323,8 @@ class Gateway:
             if isinstance(link, TapLink):
                 self._failure = f"{link.name}: the device is gone"
             log.info("%s: the guest has left", link.name)
+        finally:
+            self.wires.take_up(cable)
 
     def _notify_failure(self) -> None:
         if self._notifications is not None:

@@ -157,7 +157,8 @@ class Api:
         config.include_server_header = False
         config.errorlog = log
         try:
-            await TCPServer(app, config, WorkerContext(None), {}, requests).run()
+            stream: Any = requests  # what of a stream Hypercorn uses
+            await TCPServer(app, config, WorkerContext(None), {}, stream).run()
         except* Exception as errors:
             # What goes wrong with one client is that client's, and never the network's.
             log.warning("API: a connection has failed", exc_info=errors)
@@ -173,16 +174,16 @@ class Api:
         import hypercorn.trio.tcp_server  # noqa: F401  # imported here, used by `_converse`
         from hypercorn.app_wrappers import ASGIWrapper
 
-        app = guest_app(self._gateway) if from_guest else host_app(self._gateway, token=self._token)
+        app: Any = guest_app(self._gateway) if from_guest else host_app(self._gateway, token=self._token)
         return ASGIWrapper(app)
 
 
 def host_app(gateway: Gateway, *, token: str = "") -> FastAPI:
     """The application for programs on the host: all there is."""
-    from netstack.gateway.api import gvproxy, metrics, v1, v1_events, v1_policy
+    from netstack.gateway.api import gvproxy, impair, metrics, v1, v1_events, v1_policy, wires
 
     app = _bare_app()
-    for area in (gvproxy, v1, v1_policy, v1_events, metrics):
+    for area in (gvproxy, v1, v1_policy, v1_events, wires, impair, metrics):
         app.include_router(area.router(gateway))
     if token:
         app.add_middleware(_TokenRequired, token=token)

@@ -17,7 +17,7 @@ from netstack.engine.settings import Zone
 from netstack.gateway.api import go_json, live_zones
 from netstack.gateway.api.go_stats import statistics
 from netstack.gateway.api.go_texts import split_host_port
-from netstack.gateway.forwards import ForwardError
+from netstack.gateway.forward_addresses import ForwardError
 
 if TYPE_CHECKING:
     from netstack.gateway.run_command import Gateway
@@ -128,7 +128,8 @@ def guest_router(gateway: Gateway) -> APIRouter:
 def _routes(handlers: Mapping[str, Handler]) -> APIRouter:
     made = APIRouter()
     for path, handler in handlers.items():
-        made.add_route(path, _AnyMethod(handler), include_in_schema=False)
+        endpoint: Any = _AnyMethod(handler)  # an ASGI application, which Starlette takes too
+        made.add_route(path, endpoint, include_in_schema=False)
     return made
 
 

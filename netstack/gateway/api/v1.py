@@ -16,7 +16,7 @@ from netstack.engine.events import DnsEvent
 from netstack.engine.settings import Zone as EngineZone
 from netstack.gateway.api import live_zones
 from netstack.gateway.api.v1_words import dotted, ended_flow, open_flow, question_model
-from netstack.gateway.forwards import ForwardError
+from netstack.gateway.forward_addresses import ForwardError
 
 if TYPE_CHECKING:
     from netstack.gateway.records import Records
