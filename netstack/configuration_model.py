@@ -93,7 +93,7 @@ class _OrOneAlone:
 
 T = TypeVar("T")
 OneOrMore = Annotated[list[T], BeforeValidator(_one_or_more), _OrOneAlone()]
-Url = Annotated[str, _endpoint("unix", "tcp")]
+Url = Annotated[str, _endpoint(*values.STREAM_SCHEMES)]
 DatagramUrl = Annotated[str, _endpoint("unixgram")]
 PacketUrl = Annotated[str, _endpoint("unixpacket")]
 Upstream = Annotated[str, _as_expected(values.parse_dns_upstream)]
@@ -121,10 +121,12 @@ class Interfaces(_Section):
         default=None, description="unixgram://PATH: vfkit, krunkit, libkrun, QEMU -netdev dgram."
     )
     qemu: OneOrMore[Url] | None = Field(
-        default=None, description="unix://PATH or tcp://HOST:PORT: QEMU -netdev stream, libkrun."
+        default=None, description="unix://PATH, tcp://HOST:PORT or vsock://[CID]:PORT: QEMU -netdev stream, libkrun."
     )
     bess: OneOrMore[PacketUrl] | None = Field(default=None, description="unixpacket://PATH: BESS, User Mode Linux.")
-    vpnkit: OneOrMore[Url] | None = Field(default=None, description="unix://PATH or tcp://HOST:PORT: HyperKit.")
+    vpnkit: OneOrMore[Url] | None = Field(
+        default=None, description="unix://PATH, tcp://HOST:PORT or vsock://[CID]:PORT: HyperKit."
+    )
     stdio: str | None = Field(default=None, description="Any text: the guest is on standard input and output.")
 
 
@@ -309,7 +311,7 @@ class Document(_Section):
     """The whole file."""
 
     listen: OneOrMore[Url] | None = Field(
-        default=None, description="Endpoints of the HTTP API: unix://PATH, tcp://HOST:PORT."
+        default=None, description="Endpoints of the HTTP API: unix://PATH, tcp://HOST:PORT, vsock://[CID]:PORT."
     )
     services: Url | None = Field(default=None, description="One more endpoint of it, without /connect.")
     log_level: str | None = Field(

@@ -26,7 +26,6 @@ from netstack.config import (
 from netstack.gvproxy_flags import DEFAULT_SSH_PORT, GvproxyFlags
 from netstack.network_spec import NetworkSpec
 from netstack.run_settings import LOG_LEVELS, RunSettings, run_config
-from netstack.setting_values import parse_endpoint
 from netstack.yaml_file import FileError
 
 _ADDRESSES: Final = {
@@ -86,7 +85,7 @@ def gvproxy_config(flags: GvproxyFlags) -> RunConfig:
         settings = replace(settings, log_level="info")
     _check_addresses(settings)
     settings = _with_ssh_port(flags, settings)
-    _check_endpoints(flags, settings)
+    _check_endpoints(settings)
     settings = RunSettings(guest_api=True).over(settings)
     if settings.log_format is None:
         settings = replace(settings, log_format="logrus")
@@ -224,7 +223,7 @@ def _with_ssh_port(flags: GvproxyFlags, settings: RunSettings) -> RunSettings:
     return replace(settings, forwards=(*(each for each in forwards if each.local != wanted.local), wanted))
 
 
-def _check_endpoints(flags: GvproxyFlags, settings: RunSettings) -> None:
+def _check_endpoints(settings: RunSettings) -> None:
     for one, other in _INCOMPATIBLE:
         if getattr(settings, one) and getattr(settings, other):
             raise GvproxyError(f"cannot use {one} and {other} protocol at the same time")
@@ -232,8 +231,6 @@ def _check_endpoints(flags: GvproxyFlags, settings: RunSettings) -> None:
         for text in getattr(settings, protocol) or ():
             if not text.startswith(f"{scheme}://"):
                 raise GvproxyError(f"{protocol} listen address must be {scheme}:// address")
-    for url in (*flags.listen, *([flags.services] if flags.services else ())):
-        parse_endpoint(url, "-listen" if url in flags.listen else "-services", ["unix", "tcp"])
     for forward in settings.ssh_forwards or ():
         try:
             forward.identity.open("rb").close()

@@ -176,6 +176,9 @@ def run_config(
     for setting in ("forwards", "ssh_forwards"):
         if len(getattr(settings, setting) or ()) > MAX_FORWARDS:
             raise ConfigError(settings.key(setting), "more", f"at most {MAX_FORWARDS}")
+    for setting, urls in (("api_listen", settings.api_listen or ()), ("services", (settings.services,))):
+        for url in filter(None, urls):
+            config.parse_endpoint(url, settings.key(setting), config.STREAM_SCHEMES)
     macs = dict(config.DEFAULT_VPNKIT_MACS) if defaults else {}
     for uuid, mac in (settings.vpnkit_macs or {}).items():
         macs[uuid.lower()] = config.parse_mac(mac, settings.key("vpnkit_macs"))

@@ -269,9 +269,9 @@ MESSAGES = {
     "-config /none/file": "failed to read config file: open /none/file: no such file or directory",
     "-subnet fc00::/64": "-subnet 'fc00::/64': expected an IPv4 network such as 192.168.127.0/24",
     "-mtu 70000": "-mtu '70000': expected a number of bytes from 576 to 65521",
-    "-listen-qemu http://x": "-listen-qemu 'http://x': expected unix://PATH or tcp://HOST:PORT",
-    "-listen http://x": "-listen 'http://x': expected unix://PATH or tcp://HOST:PORT",
-    "-services x": "-services 'x': expected unix://PATH or tcp://HOST:PORT",
+    "-listen-qemu http://x": "-listen-qemu 'http://x': expected unix://PATH or tcp://HOST:PORT or vsock://[CID]:PORT",
+    "-listen http://x": "-listen 'http://x': expected unix://PATH or tcp://HOST:PORT or vsock://[CID]:PORT",
+    "-services x": "-services 'x': expected unix://PATH or tcp://HOST:PORT or vsock://[CID]:PORT",
 }
 
 
