@@ -5,6 +5,7 @@ Doors are laid over each other with `over`, and `run_config` makes of the result
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -179,6 +180,10 @@ def run_config(
     for setting, urls in (("api_listen", settings.api_listen or ()), ("services", (settings.services,))):
         for url in filter(None, urls):
             config.parse_endpoint(url, settings.key(setting), config.STREAM_SCHEMES)
+    for each in settings.ssh_forwards or ():
+        if not os.access(each.identity, os.R_OK):
+            key = settings.key("ssh_forwards")
+            raise ConfigError(key, each.identity, "a readable file with the private key of the identity")
     macs = dict(config.DEFAULT_VPNKIT_MACS) if defaults else {}
     for uuid, mac in (settings.vpnkit_macs or {}).items():
         macs[uuid.lower()] = config.parse_mac(mac, settings.key("vpnkit_macs"))

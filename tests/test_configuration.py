@@ -84,9 +84,9 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "interfaces.vpnkit": ("interfaces: {vpnkit: unix:///k}", lambda c: c.links, (link("vpnkit", "/k"),)),
     "interfaces.stdio": ("interfaces: {stdio: anything}", lambda c: c.links, (StdioLink(),)),
     "forwards": (
-        "forwards: [{socket: /s, dest: /d, user: core, identity: /k}]",
+        "forwards: [{socket: /s, dest: /d, user: core, identity: /dev/null}]",
         lambda c: c.ssh_forwards,
-        (SshForward(Path("/s"), "/d", "core", Path("/k")),),
+        (SshForward(Path("/s"), "/d", "core", Path("/dev/null")),),
     ),
     "stack.debug": ("stack: {debug: yes}", lambda c: c.log_level, "debug"),
     "stack.capture-file": ("stack: {capture-file: c.pcapng}", lambda c: c.capture, Path("c.pcapng")),
@@ -309,6 +309,10 @@ MISTAKES = {
     "above": ("shaping: {tx_kbps: 0}", "shaping.tx_kbps 0: expected a number above 0"),
     "options of no capture": ("capture: {snaplen: 96}", "capture.file 'none': expected a file"),
     "an impairment": ("impair: dir=to-guest dealy 50ms", "dealy"),
+    "an identity that is not there": (
+        "forwards: [{socket: /s, dest: /d, user: core, identity: /none/key}]",
+        "forwards '/none/key': expected a readable file with the private key of the identity",
+    ),
     "half a forward": (
         "forwards: [{socket: /s, dest: /d}]",
         "forwards[0].user: missing|forwards[0].identity: missing",

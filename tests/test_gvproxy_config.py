@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -344,3 +345,14 @@ def test_a_configuration_that_cannot_be_used_is_a_line_and_status_1(capsys: pyte
     assert told.err.endswith(
         'level=fatal msg="failed to identify usable gateway IP address in subnet: subnet too small"\n'
     )
+
+
+def test_the_documentation_has_a_row_for_every_flag_and_tests_that_exist():
+    root = Path(__file__).parents[1]
+    told = (root / "docs" / "gvproxy.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in told.splitlines() if line.startswith("| `-")]
+    assert set(re.findall(r"-([a-zA-Z0-9-]+)[^`]*`", " ".join(cells))) == set(FLAGS)
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", told)
+    assert len(named) > 40
+    for file, test in named:
+        assert re.search(rf"^(async )?def {test}\(", (root / file).read_text(encoding="utf-8"), re.MULTILINE), test
