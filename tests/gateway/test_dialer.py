@@ -176,7 +176,9 @@ async def test_one_known_address_needs_no_race(bench: Make, autojump_clock: trio
 
 
 @pytest.mark.parametrize("zone", [[FIRST, SECOND], ["10.0.0.7"], []], ids=["two", "an objection", "none"])
-async def test_all_else_is_for_the_race(bench: Make, autojump_clock: trio.testing.MockClock, zone: list[str]) -> None:
+async def test_c15_all_else_is_for_the_race(
+    bench: Make, autojump_clock: trio.testing.MockClock, zone: list[str]
+) -> None:
     """Conformance C15: nothing that is objected to is dialled, known or not."""
     one = bench()
     one.dialer._families = (1,)

@@ -307,7 +307,7 @@ def replaced(network: Network, count: int) -> list[dict[str, object]]:
     return network.gateway.events("policy_replaced")
 
 
-def test_reload_kill_switch_and_back(running: Callable[..., Network], outside: Outside, tmp_path: Path) -> None:
+def test_i5_i6_reload_kill_switch_and_back(running: Callable[..., Network], outside: Outside, tmp_path: Path) -> None:
     """Conformance I5, I6: live flows that the new policy refuses are reset, the others live on."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(f"policy:\n  allow_net:\n    - pypi.org\n    - {FILES}:9000\n    - {ATTACKER}:9000\n")

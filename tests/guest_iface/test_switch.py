@@ -277,7 +277,7 @@ def test_any_traffic_keeps_the_rules(traffic: list[tuple[int, list[bytes], float
         assert all(owners[one[6:12]] == net.ports[port] for one in for_gateway)
 
 
-def test_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
+def test_e13_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
     """Conformance E13: what goes from guest to guest here passes by every policy."""
     noted: list[str] = []
     net = Net(3)
@@ -297,7 +297,7 @@ def test_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
     assert net.taken() == [[], [frame(B, A)], []]
 
 
-def test_guests_kept_apart_have_one_mac_each() -> None:
+def test_e9_e11_guests_kept_apart_have_one_mac_each() -> None:
     """Conformance E9, E11: one card at a time, so one lease at a time. Another comes in when that one is silent."""
     net = Net(2)
     assert net.send(0, frame(GATEWAY, A), frame(GATEWAY, C)) == [frame(GATEWAY, A), frame(GATEWAY, C)]
