@@ -68,7 +68,7 @@ class Dialer:
         return True
 
     def begin(self, flow: int) -> None:
-        """`open_named` is on its way for this flow: `cancel` counts already, as a guest may end it in the same batch."""
+        """`open_named` is on its way for this flow: from here on it can be cancelled, its task may not have begun."""
         self._scopes[flow] = trio.CancelScope()
 
     async def open_named(self, effect: OpenNamed) -> None:

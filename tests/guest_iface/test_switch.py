@@ -320,6 +320,19 @@ def test_keeping_apart_forgets_nobody_who_is_alone() -> None:
     assert net.taken() == [[frame(A, GATEWAY)], []]
 
 
+def test_keeping_apart_when_the_last_to_speak_is_forgotten_and_another_is_not() -> None:
+    """What A said right after B did not count as news of A, so that A is the first to be forgotten."""
+    switch = Switch(GATEWAY)
+    port = switch.attach(RecordingLink())
+    for mac, when in ((A, 0.0), (B, 0.5), (A, 0.9)):
+        assert switch.ingress(port, [frame(GATEWAY, mac)], when)
+    now = AGEING_TIME + 0.2
+    assert [entry.mac for entry in switch.table(now)] == [B]
+    switch.keeps_apart = True
+    assert switch.ingress(port, [frame(GATEWAY, C)], now) == [frame(GATEWAY, C)]
+    assert [entry.mac for entry in switch.table(now)] == [C]
+
+
 def test_offload_is_that_of_the_link_a_guest_is_on() -> None:
     net = Net(2)
     net.links[1].capabilities = LinkCapabilities(segment_offload=65_455)
