@@ -221,6 +221,7 @@ class Driver:
                         self._start(self._resolve, effect)
                 elif isinstance(effect, OpenNamed):
                     if not self._dialer.open_at_once(effect, now):
+                        self._dialer.begin(effect.flow)
                         self._start(self._dialer.open_named, effect)
                 elif isinstance(effect, ResolveName):
                     self._start(self._dialer.resolve_name, effect)
