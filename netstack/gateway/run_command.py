@@ -38,7 +38,6 @@ from netstack.config import (
 from netstack.engine.events import Event
 from netstack.engine.settings import LinkTraits
 from netstack.gateway import RunFailed
-from netstack.gateway.capture_comments import CaptureComments
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.forwards import Forwards
@@ -49,6 +48,7 @@ from netstack.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
     from guest_iface.capture import CaptureWriter
+    from netstack.gateway.capture_comments import CaptureComments
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,9 @@ class Gateway:
             if config.events is not None:
                 self._events = EventLog(config.events)
             if config.capture is not None:
+                # With dpkt, which only a capture needs, they are a tenth of the time to start.
                 from guest_iface.capture import CaptureWriter
+                from netstack.gateway.capture_comments import CaptureComments
 
                 self._comments = CaptureComments()
                 self._capture = CaptureWriter(config.capture, comment=self._comments.take)

@@ -35,6 +35,18 @@ ARP_REQUEST = bytes.fromhex("ffffffffffff5a94efe40cee08060001080006040001") + by
 GATEWAY_MAC = bytes.fromhex("5a94efe40cdd")
 
 
+def test_what_only_some_need_is_not_imported_by_all() -> None:
+    """Start-up: dpkt for a capture, dnspython's names for names that are not plain, packages of other commands."""
+    heavy = ["dpkt", "dns.name", "email", "rich", "yaml", "scapy", "cryptography", "publicsuffixlist", "numpy"]
+    code = (
+        "import sys; from netstack.config import network_settings; from netstack.gateway import run_command;"
+        "run_command.Driver(network_settings(), resolver=None);"
+        "print([name for name in sys.argv if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def configuration(*fds: int, **options: object) -> RunConfig:
     links = tuple(FdLink(fd) for fd in fds)
     return RunConfig(network=network_settings(), links=links, dns_upstreams=("127.0.0.1:9",), **options)  # type: ignore[arg-type]
