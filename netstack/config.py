@@ -120,6 +120,8 @@ class RunConfig:
     ready_fd: int | None = None
     """File descriptor that gets a line once guests can attach; then it is closed."""
     log_level: str = "info"
+    keep_source: bool = False
+    """Guests see who a port forward's clients are, where that can be, and not the gateway."""
 
 
 # -- single values ---------------------------------------------------------------------------------------------------

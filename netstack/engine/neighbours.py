@@ -20,6 +20,8 @@ RETRY_INTERVAL: Final = 1.0
 """Seconds between requests for one address: RFC 1122 section 2.3.2.1 allows no more than one a second."""
 MAX_PENDING: Final = 64
 """Addresses being resolved at one time."""
+WAITING_PER_ADDRESS: Final = 1024
+"""Callers of `resolve` that wait for one address."""
 PACKETS_PER_ADDRESS: Final = 16
 """Packets held per address being resolved; the latest are kept (RFC 1122 section 2.3.2.2)."""
 
@@ -37,13 +39,14 @@ class _Neighbour:
 class _Resolution:
     """Requests under way for one address: by broadcast when it is unknown, to the old `mac` when it is asked after."""
 
-    __slots__ = ("due", "mac", "packets", "tries")
+    __slots__ = ("due", "mac", "packets", "tries", "waiting")
 
     def __init__(self, mac: bytes, due: float) -> None:
         self.mac = mac
         self.due = due
         self.tries = 0
         self.packets: list[bytes] = []
+        self.waiting: list[Callable[[bytes | None, float], None]] = []
 
 
 class Neighbours:
@@ -103,6 +106,23 @@ class Neighbours:
             self._drop("arp-queue-full")
         resolution.packets.append(packet)
 
+    def resolve(self, address: bytes, then: Callable[[bytes | None, float], None], now: float) -> bool:
+        """Find the MAC of an address of the subnet: `then(mac, when)` is called once, now or later.
+
+        With None when nobody answered TRIES requests. False, and no call, when too many addresses are being resolved,
+        or too many wait for this one.
+        """
+        mac = self.lookup(address)
+        if mac is not None:
+            then(mac, now)
+            return True
+        resolution = self._resolutions.get(address) or self._resolve(address, ethernet.BROADCAST, now)
+        if resolution is None or len(resolution.waiting) >= WAITING_PER_ADDRESS:
+            self._drop("arp-too-many-unresolved")
+            return False
+        resolution.waiting.append(then)
+        return True
+
     def learn(self, address: bytes, mac: bytes, now: float) -> None:
         """Note the sender of an IP packet: confirms what is known and adds what is not.
 
@@ -155,6 +175,8 @@ class Neighbours:
             del self._resolutions[address]
             self._table.pop(address, None)
             self._unreachable += resolution.packets
+            for then in resolution.waiting:
+                then(None, now)
         # No deadline of its own: an idle engine is not woken to look after entries that nobody uses.
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
@@ -205,6 +227,8 @@ class Neighbours:
         if resolution is not None:
             gateway_mac = self._settings.gateway_mac
             self._frames += [ethernet.frame(mac, gateway_mac, ethernet.IPV4, packet) for packet in resolution.packets]
+            for then in resolution.waiting:
+                then(mac, now)
 
     def _resolve(self, address: bytes, mac: bytes, now: float) -> _Resolution | None:
         if len(self._resolutions) >= MAX_PENDING:

@@ -31,6 +31,7 @@ from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.gateway.dialer import Dialer
 from netstack.gateway.host_sockets import HostSockets
+from netstack.gateway.inbound import Inbound
 from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
 
@@ -92,6 +93,8 @@ class Driver:
         )
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
+        self.inbound = Inbound(self.stack, self.sockets.streams, self.flush)
+        self._perform = {**self.sockets.perform, **self.inbound.perform}
         self._resolver = resolver
         self._hooks = hooks
         if hooks is not None:
@@ -114,12 +117,14 @@ class Driver:
                 nursery.start_soon(self._watch_time)
                 nursery.start_soon(self._send_more)
                 nursery.start_soon(self._resolver.run, self.flush)
+                await nursery.start(self.inbound.run)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
                 finally:
                     self._nursery = None  # before the nursery is closed: links may still flush
         finally:
+            self.inbound.close()
             self.sockets.close()
 
     async def serve(self, link: Link) -> None:
@@ -209,7 +214,7 @@ class Driver:
         now = trio.current_time()
         if self._due <= now:
             stack.advance(now)
-        perform = self.sockets.perform
+        perform = self._perform
         asked = stack.take_effects(now)
         while asked:
             for effect in asked:
@@ -266,10 +271,10 @@ class Driver:
     def replace_policy(self, policy: PolicySettings, why: str, *, final: bool = False) -> None:
         """Put another policy in force, whole, and end the flows it would refuse. `why` is for the record.
 
-        What a `final` one refuses no hook may allow, whatever it may otherwise.
+        What a `final` one refuses no hook may allow, whatever it may otherwise, and it closes the ways to the guests.
         """
         self.stack.judge.loosens = self._hooks is not None and self._hooks.may_allow and not final
-        self.stack.replace_policy(policy, why, trio.current_time())
+        self.stack.replace_policy(policy, why, trio.current_time(), final=final)
         self._keep_guests_apart()
         self.flush()
 

@@ -6,6 +6,7 @@ comes to an end with its guest; when nothing is left that a guest could come bac
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import resource
@@ -39,7 +40,9 @@ from netstack.engine.settings import LinkTraits
 from netstack.gateway import RunFailed
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
+from netstack.gateway.forwards import Forwards
 from netstack.gateway.host_datagrams import open_ping_socket
+from netstack.gateway.inbound import DIAL_TIMEOUT, Endpoint, Handler
 from netstack.gateway.resolver import Resolver
 from netstack.network_spec import NetworkSpec
 
@@ -213,6 +216,7 @@ class Gateway:
             hooks=config.hooks,
             event_sink=self._report if self._events or self._comments or watch else None,
         )
+        self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()
@@ -268,6 +272,34 @@ class Gateway:
         self.driver.replace_policy(NetworkSpec.enabled(deny_all=True).policy(), "kill-switch", final=True)
         log.warning("kill switch: every flow is reset and nothing is allowed until SIGUSR1")
 
+    async def dial_guest(
+        self,
+        address: str,
+        port: int,
+        *,
+        source: Endpoint | None = None,
+        timeout: float = DIAL_TIMEOUT,  # noqa: ASYNC109  # the engine keeps it
+    ) -> trio.SocketStream:
+        """A stream to a guest's port, or to a service at the gateway's address (`serve_in_network`).
+
+        `address` is dotted; the guest sees `source` (the gateway, unless told otherwise). Raises ValueError for what is
+        no address, and OSError: ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT (after `timeout` seconds), EACCES while there is
+        no way in (kill switch, disabled network), ENOBUFS.
+        """
+        packed = ipaddress.IPv4Address(address).packed
+        if not 0 < port < 65_536:
+            raise ValueError(f"port {port} is outside 1..65535")
+        return await self.driver.inbound.dial(packed, port, source=source, timeout=timeout)
+
+    def serve_in_network(self, port: int, handler: Handler) -> None:
+        """Have `handler(stream, (address, port))` called for guests' connections to this port of the gateway.
+
+        256 of them at a time. Its stream is closed when it returns; what it raises is logged and ends nothing else.
+        The port is the gateway's own, whatever list there is; the kill switch and a disabled network close it. Raises
+        ValueError for a port that is served already, as 53 is.
+        """
+        self.driver.inbound.serve(port, handler)
+
     def reopen_events(self) -> bool:
         """Open the events file again by its name; False if there is none."""
         if self._events is None:
@@ -286,6 +318,7 @@ class Gateway:
                     writing.start_soon(self._events.run)
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
+                    await engine.start(self.forwards.run)
                     with self._serving:
                         await self._serve_all(task_status)
                     engine.cancel_scope.cancel()
