@@ -10,7 +10,7 @@ import errno
 import itertools
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -32,6 +32,25 @@ _AAAA: Final = 28
 _UNROUTED: Final = ("2001:db8::1", 53)
 
 
+class DialsNames(Protocol):
+    """What is needed of a dialer."""
+
+    def ask(self, resolver: AnswersDns) -> None:
+        """Look names up there from now on."""
+
+    def cancel(self, flow: int) -> None:
+        """The flow has ended: stop dialling for it."""
+
+    def open_at_once(self, effect: OpenNamed, now: float) -> bool:
+        """Begin to connect without a task, if that is possible. False: use `open_named`."""
+
+    async def open_named(self, effect: OpenNamed) -> None:
+        """Connect a TCP flow to its name, and tell the stack what came of it."""
+
+    async def resolve_name(self, effect: ResolveName) -> None:
+        """Find an address for a datagram flow."""
+
+
 class Dialer:
     """Carries out OpenNamed and ResolveName."""
 
@@ -44,6 +63,10 @@ class Dialer:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._lookups: dict[tuple[str, int], _Lookup] = {}
         self._families = (wire.A, _AAAA) if _host_has_ipv6() else (wire.A,)
+
+    def ask(self, resolver: AnswersDns) -> None:
+        """Look names up there from now on."""
+        self._resolver = resolver
 
     def cancel(self, flow: int) -> None:
         """The flow has ended: stop dialling for it."""
