@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Final
 
 import trio
@@ -14,7 +13,7 @@ from starlette.responses import StreamingResponse
 from netstack.gateway.api.v1 import records_of
 from netstack.gateway.api.v1_words import utc
 from netstack.gateway.event_log import event_fields
-from netstack.gateway.records import Recorded, Subscription, TooManySubscribersError
+from netstack.gateway.records import MAX_SUBSCRIBERS, Recorded, Records
 
 if TYPE_CHECKING:
     from netstack.gateway.run_command import Gateway
@@ -36,13 +35,11 @@ def router(gateway: Gateway) -> APIRouter:
         A client that does not keep up is told how many it lost (`events_lost`).
         """
         wanted = frozenset(kind.strip() for kind in kinds.split(",") if kind.strip())
-        stack = ExitStack()
-        try:
-            subscription = stack.enter_context(records_of(gateway).subscribe())
-        except TooManySubscribersError as problem:
-            raise HTTPException(503, str(problem)) from None
+        records = records_of(gateway)
+        if records.subscribers >= MAX_SUBSCRIBERS:
+            raise HTTPException(503, f"{MAX_SUBSCRIBERS} clients are following already")
         return StreamingResponse(
-            _messages(subscription, wanted, stack),
+            _messages(records, wanted),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -50,8 +47,8 @@ def router(gateway: Gateway) -> APIRouter:
     return made
 
 
-async def _messages(subscription: Subscription, wanted: frozenset[str], stack: ExitStack) -> AsyncIterator[str]:
-    with stack:
+async def _messages(records: Records, wanted: frozenset[str]) -> AsyncIterator[str]:
+    with records.subscribe() as subscription:
         yield ": events from here on\n\n"
         while True:
             with trio.move_on_after(PING_INTERVAL) as waiting:
