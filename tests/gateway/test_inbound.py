@@ -168,11 +168,14 @@ async def test_names_are_answered_to_us_as_well(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_host_without_descriptors_refuses_its_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(stream: trio.SocketStream, client: tuple[str, int]) -> None:
+        raise AssertionError("no stream could be made")
+
     def none_left() -> object:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async with called() as net:
-        net.gateway.serve_in_network(80, read_all)  # never called
+        net.gateway.serve_in_network(80, never)
         monkeypatch.setattr(inbound, "_pair", none_left)
         await net.guest.open(80)
         await until(lambda: net.guest.heard)
