@@ -156,7 +156,9 @@ class Api:
         config.errorlog = log
         try:
             stream: Any = requests  # what of a stream Hypercorn uses
-            await TCPServer(app, config, WorkerContext(None), {}, stream).run()
+            context = WorkerContext(None)
+            requests.at_end(context.terminated.set)
+            await TCPServer(app, config, context, {}, stream).run()
         except* Exception as errors:
             # What goes wrong with one client is that client's, and never the network's.
             log.warning("API: a connection has failed", exc_info=errors)
