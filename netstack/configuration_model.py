@@ -58,6 +58,10 @@ def _one_or_more(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _zero_is_default(mtu: object) -> object:
+    return 1500 if mtu == 0 and isinstance(mtu, int) and not isinstance(mtu, bool) else mtu
+
+
 def _pattern(text: str, key: str) -> None:
     try:
         re.compile(text)
@@ -180,7 +184,7 @@ class NetworkStack(_Section):
 
     debug: Boolean | None = Field(default=None, description="The same as log-level: debug.")
     capture_file: str | None = Field(default=None, alias="capture-file", description="The same as capture.file.")
-    mtu: Annotated[int, BeforeValidator(lambda value: value or 1500), _as_expected(values.parse_mtu)] | None = Field(
+    mtu: Annotated[int, BeforeValidator(_zero_is_default), _as_expected(values.parse_mtu)] | None = Field(
         default=None,
         description="Largest IP packet on the guest's link, bytes, 576 to 65521. Default 1500, which 0 means too.",
     )

@@ -278,6 +278,7 @@ MISTAKES = {
     ),
     "no number": ("stack: {mtu: big}", "stack.mtu 'big': expected a whole number"),
     "number as text": ("stack: {mtu: '1500'}", "stack.mtu '1500': expected a whole number"),
+    "no as number": ("stack: {mtu: false}", "stack.mtu False: expected a whole number"),
     "truth as number": ("stack: {mtu: true}", "stack.mtu True: expected a whole number"),
     "out of range": ("stack: {mtu: 100}", "stack.mtu 100: expected a number of bytes from 576 to 65521"),
     "no truth": ("stack: {debug: 2}", "stack.debug 2: expected true or false, on or off"),

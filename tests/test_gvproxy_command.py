@@ -94,8 +94,10 @@ def test_a_vm_that_leaves_may_come_back(tmp_path: Path, manager: socket.socket):
     """gvproxy ends with its VM; here a manager that restarts it finds the same socket."""
     path = tmp_path / "q.sock"
     words = ["-listen-qemu", f"unix://{path}", "-notification", f"unix://{tmp_path}/notify.sock", "-ssh-port=-1"]
-    with start(*words) as process:
+    forward = ["-forward-sock", f"{tmp_path}/ssh.sock", "-forward-dest", "/d", "-forward-user", "core"]
+    with start(*words, *forward, "-forward-identity", "/dev/null") as process:
         assert told(manager) == "ready"
+        assert (tmp_path / "ssh.sock").stat().st_mode & 0o777 == 0o600
         for _ in range(2):
             with socket.socket(socket.AF_UNIX) as guest:
                 guest.connect(str(path))
@@ -104,6 +106,7 @@ def test_a_vm_that_leaves_may_come_back(tmp_path: Path, manager: socket.socket):
             assert told(manager) == "connection_closed"
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["notify.sock"]
 
 
 def test_a_run_that_fails_says_so_with_status_1(tmp_path: Path):

@@ -112,7 +112,7 @@ class Gateway:
         self.killed = False
         """The kill switch is on: nothing is allowed until `reload_policy`."""
         self._policies_asked = 0
-        _tell(self._warnings(config.policy))
+        _tell([*config.notes, *self._warnings(config.policy)])
         self.driver = Driver(
             network,
             resolver=resolver,
@@ -391,7 +391,6 @@ def tell_ready(fd: int) -> None:
 
 
 def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
-    _tell([*config.notes])
     network = config.network
     addresses = [socket.inet_ntoa(each) for each in (network.gateway_ip, network.device_ip, network.host_ip)]
     log.info("policy: %s", config.policy)
