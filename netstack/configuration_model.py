@@ -59,7 +59,7 @@ def _one_or_more(value: object) -> object:
 
 
 def _zero_is_default(mtu: object) -> object:
-    return 1500 if mtu == 0 and isinstance(mtu, int) and not isinstance(mtu, bool) else mtu
+    return 1500 if mtu == 0 and mtu is not False else mtu
 
 
 def _pattern(text: str, key: str) -> None:
