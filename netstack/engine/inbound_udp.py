@@ -143,6 +143,13 @@ class InboundUdp:
         if flow is not None:
             self._close(flow, "closed", now)
 
+    def end(self, number: int, now: float) -> bool:
+        """End a flow because somebody on the host wants it; False when it is none of these."""
+        flow = self._by_number.get(number)
+        if flow is not None:
+            self._close(flow, "closed by hand", now)
+        return flow is not None
+
     def close_all(self, closed: bool, reason: str, now: float) -> None:
         """Whether there is no way in from now on; then what there is ends for this reason."""
         self.closed = closed

@@ -62,6 +62,7 @@ class Ipv4Input:
     ) -> None:
         self._settings = settings
         self._outbox = outbox
+        self._counters = outbox.counters
         self._judge = judge
         self._routes = routing
         self._errors = errors
@@ -79,6 +80,7 @@ class Ipv4Input:
 
     def receive(self, packet: bytes, mac: bytes, *, to_group: bool, now: float) -> None:
         """A packet from the guest with this MAC; `to_group` when its frame was a broadcast or a multicast."""
+        self._counters.packets_long_way += 1
         header = ipv4.parse(packet, verify_checksum=self._verify)
         if isinstance(header, str):
             self._outbox.drop(header)
@@ -162,6 +164,7 @@ class Ipv4Input:
         ):
             self._outbox.drop("tcp-checksum")
             return
+        self._counters.segments_long_way += 1
         flags &= 0x3F
         options = packet[start + tcp.HEADER : text]
         key = header.source + header.destination + packet[start : start + 4]
@@ -200,6 +203,7 @@ class Ipv4Input:
         if isinstance(datagram, str):
             self._outbox.drop(datagram)
             return
+        self._counters.datagrams_long_way += 1
         gateway = self._settings.gateway_ip
         to_gateway = header.destination == gateway
         key = header.source + header.destination + packet[start : start + 4]
@@ -224,6 +228,7 @@ class Ipv4Input:
     def _refuse_datagram(self, question: Question, packet: bytes, kind: int, now: float) -> None:
         """What is no flow and no service: say so as a host or a router would."""
         destination = question.destination[0]
+        self._counters.unserved_datagrams += kind == routes.OWN and question.protocol == ipv4.UDP
         step = "echo" if question.protocol == ipv4.ICMP else "datagram"
         reason, code = routes.refusal(kind, destination), _DATAGRAM_REFUSALS.get(kind)
         told = False
@@ -249,6 +254,8 @@ class Ipv4Input:
 
     def _receive_icmp(self, packet: bytes, header: ipv4.Ipv4, route: Route, now: float) -> None:
         message = icmp.parse(packet[header.header_length :], verify_checksum=self._verify)
+        if message not in ("icmp-truncated", "icmp-checksum"):
+            self._counters.icmp_received[packet[header.header_length]] += 1
         if isinstance(message, str):
             self._outbox.drop(message)
         elif not isinstance(message, icmp.Echo):

@@ -71,6 +71,12 @@ class Neighbours:
         self._resolutions: dict[bytes, _Resolution] = {}
         self._next_sweep = -math.inf
         self._frames: list[bytes] = []
+        self.requests_received = 0
+        self.replies_received = 0
+        self.requests_sent = 0
+        self.replies_sent = 0
+        self.requests_for_others = 0
+        """Requests for addresses that are not the gateway's."""
         self._unreachable: list[bytes] = []
 
     def lookup(self, address: bytes) -> bytes | None:
@@ -142,6 +148,10 @@ class Neighbours:
         if isinstance(message, str):
             self._drop(message)
             return
+        if message.operation == arp.REQUEST:
+            self.requests_received += 1
+        else:
+            self.replies_received += 1
         sender = message.sender_ip
         if message.sender_mac != source_mac:
             self._drop("arp-mac-mismatch")
@@ -157,6 +167,7 @@ class Neighbours:
             self._drop("arp-claims-lease")
             return
         asks_us = message.target_ip in self._own
+        self.requests_for_others += not asks_us and message.operation == arp.REQUEST
         # RFC 826: what is known is always updated, something new is added only when the message is for us. A probe has
         # no sender address (RFC 5227 section 2.1.1), which is in no subnet.
         if (asks_us or sender in self._table) and self._believable(sender, source_mac):
@@ -164,6 +175,7 @@ class Neighbours:
         if asks_us and message.operation == arp.REQUEST:
             reply = arp.build(arp.REPLY, self._settings.gateway_mac, message.target_ip, source_mac, sender)
             self._frames.append(ethernet.frame(source_mac, self._settings.gateway_mac, ethernet.ARP, reply))
+            self.replies_sent += 1
 
     def advance(self, now: float) -> None:
         """Repeat or give up requests that are due, and start asking after entries that grew old."""
@@ -239,6 +251,7 @@ class Neighbours:
 
     def _request(self, address: bytes, resolution: _Resolution, now: float) -> None:
         resolution.tries += 1
+        self.requests_sent += 1
         resolution.due = now + RETRY_INTERVAL
         settings = self._settings
         request = arp.build(arp.REQUEST, settings.gateway_mac, settings.gateway_ip, _NO_MAC, address)

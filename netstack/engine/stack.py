@@ -11,6 +11,7 @@ from collections.abc import Callable, Set
 from struct import Struct
 from typing import Final
 
+from netstack.engine.counters import Counters
 from netstack.engine.dhcp_server import DhcpServer
 from netstack.engine.dns_port import PORT as DNS_PORT
 from netstack.engine.dns_port import DnsPort
@@ -65,6 +66,7 @@ class Stack:
             raise ValueError(f"an MTU of {mtu} is outside {MIN_MTU}..{ipv4.MAX_PACKET}")
         self.settings = settings
         self._outbox = outbox = Outbox()
+        self._counters = outbox.counters
         self.judge = Judge(Policy(policy, settings), settings, outbox)
         self._disabled = policy.disabled
         self._mac = settings.gateway_mac
@@ -74,7 +76,7 @@ class Stack:
         self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=mtu)
         self.names = HostNames(self.dns.zones, self.dns.cache)
         routes = Routes(settings)
-        errors = IcmpErrors(settings, drop=outbox.drop)
+        errors = IcmpErrors(settings, drop=outbox.drop, counters=outbox.counters)
         self._reassembler = Reassembler(drop=outbox.drop)
         self._dns_port = DnsPort(self.dns, outbox, self._wake_session)
         self.tcp = TcpFlows(
@@ -115,6 +117,11 @@ class Stack:
     def dropped(self) -> dict[str, int]:
         """Frames, packets and flows refused so far, by reason word."""
         return self._outbox.dropped
+
+    @property
+    def counters(self) -> Counters:
+        """What was received and sent so far. Whoever calls `receive_frame` adds its frames, once a batch."""
+        return self._counters
 
     def note_drop(self, reason: str) -> None:
         """Count a frame that was dropped before it came here, and tell people of it as of any other."""
@@ -158,11 +165,13 @@ class Stack:
                         and frame[38] << 8 | frame[39] == total - 20
                         and self.neighbours.confirms(frame[26:30], frame[6:12], now)
                     ):
+                        self._counters.datagrams_quick += 1
                         self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
                         return
         self._receive_any(frame, now)
 
     def _receive_any(self, frame: bytes, now: float) -> None:
+        self._counters.long_way += 1
         drop = self._outbox.drop
         if self._disabled:
             drop("network-disabled")
@@ -275,6 +284,15 @@ class Stack:
         `woken` is called when an answer has come from upstream. Its `closed` has to be called at the end.
         """
         return self._dns_port.session(asker, self._outbox.next_flow(), woken)
+
+    def end_flow(self, number: int, now: float) -> bool:
+        """End a flow because somebody on the host wants it: both sides are reset. False when there is none of it."""
+        flow = self.tcp.tables.streams.get(number)
+        if flow is not None:
+            flow.connection.abort()
+            self.tcp.tables.abandon(flow, "closed by hand", now)
+            return True
+        return self.udp.end(number, now) or self.echo.end(number, now) or self.inbound_udp.end(number, now)
 
     # -- what may leave --------------------------------------------------------------------------------------
 
@@ -413,8 +431,11 @@ class Stack:
         outbox = self._outbox
         frames = outbox.frames.copy()
         outbox.frames.clear()  # the list itself stays: every connection appends to it
+        if frames and not self._disabled:
+            self._counters.went_out(frames)
         if outbox.packets:
             packets, outbox.packets = outbox.packets, []
+            self._counters.packets_sent += len(packets)
             mtu = self.settings.link.mtu
             for destination, packet in packets:
                 for piece in fragment(packet, mtu) if len(packet) > mtu else (packet,):
@@ -422,9 +443,12 @@ class Stack:
         frames += self.neighbours.take_frames()
         for _ in self.neighbours.take_unreachable():
             outbox.drop("guest-does-not-answer-arp")
+        answers = len(frames)
         self.tcp.output(frames, room, now, held)
         if self._disabled:
             frames.clear()
+        else:
+            self._counters.segments_sent += len(frames) - answers
         return frames
 
     @property

@@ -70,8 +70,8 @@ _UNREACHABLE_CODES: Final = {
 class TcpFlows:
     """Every TCP flow of one engine.
 
-    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow. `admission` hears what hooks and
-    policies say of them, `inbound` opens those towards guests.
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow; it is one of the `tables`.
+    `admission` hears what hooks and policies say of them, `inbound` opens those towards guests.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class TcpFlows:
         self._timers: Timers[TcpFlow] = Timers()
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
-        self._flows = flows = TcpTable(outbox, judge)
+        self.tables = self._flows = flows = TcpTable(outbox, judge)
         self.table = flows.by_key
         self._streams = flows.streams
         self._half_open = flows.half_open
@@ -204,6 +204,7 @@ class TcpFlows:
     def answer_stray(self, segment: Syn, flags: int, acknowledgement: int, length: int) -> None:
         """A segment of no connection gets a reset, unless it is one (RFC 9293 section 3.10.7.1)."""
         if flags & tcp.RST:
+            self._outbox.counters.resets_received += 1
             return
         writer = self._writer(segment)
         if flags & tcp.ACK:
@@ -299,6 +300,10 @@ class TcpFlows:
         self._flows.close(flow, effects.FAILURE_WORDS[failure], now)
         self._flows.forget(flow)
 
+    def flow(self, number: int) -> TcpFlow | None:
+        """The flow of that number; None when there is none (any more)."""
+        return self._streams.get(number)
+
     def taken(self, number: int, count: int) -> None:
         """The host socket took `count` bytes."""
         flow = self._streams.get(number)
@@ -391,6 +396,10 @@ class TcpFlows:
 
     def _handshake_complete(self, flow: TcpFlow, now: float) -> None:
         self._half_open.pop(flow.id, None)
+        if flow.kind == TO_GUEST:
+            self._outbox.counters.connections_called += 1
+        else:
+            self._outbox.counters.connections_opened += 1
         if flow.state != CONNECTING:
             return
         flow.state = SPLICED
@@ -408,6 +417,7 @@ class TcpFlows:
             return
         if signals & (st.PEER_RESET | st.GAVE_UP):
             reset = signals & st.PEER_RESET
+            self._outbox.counters.resets_received += bool(reset)
             self._flows.abandon(
                 flow, "reset by guest" if reset else "guest silent", now,
                 failure=effects.REFUSED if reset else effects.TIMED_OUT,

@@ -63,6 +63,13 @@ class TcpTable:
 
     def close(self, flow: TcpFlow, reason: str, now: float) -> None:
         """The host's side is over, for this reason; the connection may still say something to the guest."""
+        counters = self._outbox.counters
+        if flow.id in self.half_open or flow.id in self.opening:
+            counters.connections_failed += 1
+        elif reason.startswith("reset"):
+            counters.connections_reset += 1
+        elif reason == "guest silent":
+            counters.connections_silent += 1
         self.release(flow)
         self.report_closed(flow, reason, now)
 
@@ -94,6 +101,8 @@ class TcpTable:
 
     def forget(self, flow: TcpFlow) -> None:
         """Nothing is left of it."""
+        if not flow.forgotten:
+            self._outbox.counters.losses.add(flow.connection.sender.recovery)
         flow.forgotten = True
         self.time_wait.pop(flow.id, None)
         if self.by_key.get(flow.key) is flow:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import dns.name
 import dns.rdatatype
 
-from guest_iface.capture import OUTBOUND
+from guest_iface.pcapng import OUTBOUND
 from netstack.engine.dns_port import PORT as DNS_PORT
 from netstack.engine.events import INBOUND, DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.verdict import ACTION_WORDS, Verdict

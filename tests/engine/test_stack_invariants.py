@@ -142,7 +142,7 @@ FRAMES = st.binary(max_size=200) | st.builds(lambda rest: SAMPLES[0][:14] + rest
 
 @given(st.lists(FRAMES, max_size=12), st.booleans(), st.booleans())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-def test_no_frame_raises(frames: list[bytes], verify: bool, in_one_batch: bool) -> None:
+def test_k3_l7_no_frame_raises(frames: list[bytes], verify: bool, in_one_batch: bool) -> None:
     """Conformance K3, L7; gvproxy defect 1."""
     stack = make_stack(network(verify=verify, **SMALL))
     host = HostModel(stack)
@@ -158,7 +158,7 @@ def test_no_frame_raises(frames: list[bytes], verify: bool, in_one_batch: bool) 
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_every_truncation_of_every_frame(verify: bool) -> None:
+def test_k3_every_truncation_of_every_frame(verify: bool) -> None:
     """Conformance K3."""
     for sample in SAMPLES:
         stack = make_stack(network(verify=verify))
@@ -423,7 +423,7 @@ def quick(**changes: object) -> tuple[Stack, HostModel]:
     return stack, host
 
 
-def test_20_000_short_flows_leave_nothing_behind() -> None:
+def test_l8_f11_20_000_short_flows_leave_nothing_behind() -> None:
     """Conformance L8 and F11 in small: ten milliseconds apart, so that 2,000 and more are in TIME-WAIT at any time."""
     stack, host = quick()
     now = START
@@ -464,7 +464,7 @@ def living(kind: type) -> int:
     return sum(type(each) is kind for each in gc.get_objects())
 
 
-def test_memory_is_flat() -> None:
+def test_l8_memory_is_flat() -> None:
     """Conformance L8: nothing is kept of a flow that is over, in bytes."""
     stack, host = quick()
     now = START
@@ -485,7 +485,7 @@ def test_memory_is_flat() -> None:
     assert max(sizes) < 1.25 * min(sizes), sizes
 
 
-def test_the_same_ports_again_and_again() -> None:
+def test_f11_the_same_ports_again_and_again() -> None:
     """Conformance F11: a client that uses few ports, so each SYN finds its predecessor in TIME-WAIT."""
     stack, host = quick()
     now = START
@@ -503,7 +503,7 @@ def test_the_same_ports_again_and_again() -> None:
     }
 
 
-def test_a_flood_of_syns_leaves_other_flows_alone() -> None:
+def test_f1_l1_a_flood_of_syns_leaves_other_flows_alone() -> None:
     """Conformance F1, L1: 20,000 ports, at once. Half of the dials are answered, none of the handshakes completed."""
     stack, host = quick()
     stack.receive_frame(QuickGuest.segment(999, SYN, 1), START)
@@ -537,7 +537,7 @@ def test_a_flood_of_syns_leaves_other_flows_alone() -> None:
     assert len(stack.tcp._timers) <= 1024
 
 
-def test_datagrams_to_20_000_ports() -> None:
+def test_l4_datagrams_to_20_000_ports() -> None:
     """Conformance L4. From one port, whose socket has to serve all, and from 20,000."""
     for spread in (False, True):
         stack, host = quick()

@@ -11,7 +11,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from guest_iface.capture import INBOUND, OUTBOUND
+from guest_iface.pcapng import INBOUND, OUTBOUND
 from netstack.engine.dns_server import DnsServer
 from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.judge import Judge

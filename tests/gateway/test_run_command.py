@@ -276,7 +276,7 @@ def access(gateway: Gateway) -> str:
     return gateway.driver.stack.judge.policy.access
 
 
-async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
+async def test_i8_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
     """Conformance I8. The file is read in a thread; what was asked for later is what is in force."""
     reading, go_on = threading.Event(), threading.Event()
 
@@ -299,7 +299,7 @@ async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket
     gateway._attachments.close()
 
 
-async def test_a_file_that_cannot_be_used_leaves_what_is_in_force(
+async def test_i1_i2_a_file_that_cannot_be_used_leaves_what_is_in_force(
     pair: tuple[int, socket.socket], caplog: pytest.LogCaptureFixture
 ):
     """Conformance I1, I2: also the kill switch stays on."""
