@@ -278,6 +278,13 @@ class Stack:
         """They are reset again. Those that are open go on."""
         self.tcp.hosted.discard(port)
 
+    def dns_session(self, asker: bytes, woken: Callable[[int], None]) -> Session:
+        """The gateway's name server for a stream that is no flow of a guest's; `asker` is who asks, for the record.
+
+        `woken` is called when an answer has come from upstream. Its `closed` has to be called at the end.
+        """
+        return self._dns_port.session(asker, self._outbox.next_flow(), woken)
+
     def end_flow(self, number: int, now: float) -> bool:
         """End a flow because somebody on the host wants it: both sides are reset. False when there is none of it."""
         flow = self.tcp.tables.streams.get(number)
@@ -286,13 +293,6 @@ class Stack:
             self.tcp.tables.abandon(flow, "closed by hand", now)
             return True
         return self.udp.end(number, now) or self.echo.end(number, now) or self.inbound_udp.end(number, now)
-
-    def dns_session(self, asker: bytes, woken: Callable[[int], None]) -> Session:
-        """The gateway's name server for a stream that is no flow of a guest's; `asker` is who asks, for the record.
-
-        `woken` is called when an answer has come from upstream. Its `closed` has to be called at the end.
-        """
-        return self._dns_port.session(asker, self._outbox.next_flow(), woken)
 
     # -- what may leave --------------------------------------------------------------------------------------
 
