@@ -194,12 +194,12 @@ def guest_app(gateway: Gateway) -> FastAPI:
     """The application for guests: forwards to themselves, as podman asks for them from inside its machine."""
     from netstack.gateway.api import gvproxy
 
-    app = _bare_app()
+    app = _bare_app(describes_itself=False)
     app.include_router(gvproxy.guest_router(gateway))
     return app
 
 
-def _bare_app() -> FastAPI:
+def _bare_app(*, describes_itself: bool = True) -> FastAPI:
     """An application that has nothing yet, and says so as gvproxy does."""
     from fastapi import FastAPI
     from starlette.exceptions import HTTPException
@@ -212,7 +212,7 @@ def _bare_app() -> FastAPI:
     async def say(request: Request, problem: Exception) -> Response:
         if not isinstance(problem, HTTPException):
             raise problem
-        if request.url.path.startswith("/v1/"):
+        if describes_itself and request.url.path.startswith("/v1/"):
             return JSONResponse({"detail": problem.detail}, problem.status_code, problem.headers)
         return error(problem.status_code, "404 page not found" if problem.status_code == 404 else problem.detail)
 
@@ -220,7 +220,7 @@ def _bare_app() -> FastAPI:
         title="netstack",
         version=__version__,
         summary="A running gateway: its flows, names, policy, links and forwards.",
-        openapi_url="/v1/openapi.json",
+        openapi_url="/v1/openapi.json" if describes_itself else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
