@@ -389,6 +389,9 @@ def configuration(
         notes = warnings(document)
         settings = settings.over(settings_of(document, config_file))
     settings = settings.over(RunSettings(log_level=default_log_level))
+    if not links:
+        settings, left_out = settings.without_attachments()
+        notes += [f"{key}: is for `netstack run`, and does nothing here" for key in left_out]
     read_policy = partial(
         network_spec,
         network=network,

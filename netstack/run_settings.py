@@ -103,6 +103,12 @@ class RunSettings:
         names |= {key: name for key, name in self.names.items() if key in said}
         return replace(below, **said, names=names)
 
+    def without_attachments(self) -> tuple[RunSettings, list[str]]:
+        """Without links and what is for a process that stands by itself; what was left out, as it is called."""
+        names = [name for name in (*_LINKS, "pid_file", "notification") if getattr(self, name) is not None]
+        nothing: dict[str, Any] = dict.fromkeys(names)
+        return replace(self, **nothing), [self.key(name) for name in names]
+
     def key(self, setting: str) -> str:
         """What a setting is called where it was given."""
         return config.key_of(setting, self.names)

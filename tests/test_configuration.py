@@ -427,6 +427,20 @@ def test_run_reads_links_from_the_file_and_options_stand_above(tmp_path: Path, m
     assert (config.pid_file, config.notification) == (Path("p"), Path("/n"))
 
 
+def test_a_guest_of_our_own_has_its_link_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from netstack.gateway import guest_command
+
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(guest_command, "run_guest", lambda config, _command: seen.append(config) or 0)
+    file = tmp_path / "c.yaml"
+    file.write_text("{interfaces: {qemu: unix:///q}, pid-file: p, stack: {mtu: 9000}}")
+    with pytest.raises(SystemExit):
+        cli.main(["guest", "--config", str(file), "true"])
+    [config] = seen
+    assert (config.links, config.pid_file, config.network.link.mtu) == ((), None, 9000)
+    assert [note.split(": ")[1] for note in config.notes] == ["interfaces.qemu", "pid-file"]
+
+
 def test_the_api_alone_is_a_way_for_guests_and_nothing_is_none():
     assert run_config(RunSettings(api_listen=("unix:///a",))).links == ()
     with pytest.raises(ConfigError, match="link 'none'"):

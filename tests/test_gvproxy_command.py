@@ -74,6 +74,24 @@ def test_sigterm_ends_it_at_once_with_a_guest_that_says_nothing(kind: str, tmp_p
     assert 'level=info msg="SIGTERM: ending"' in said
 
 
+def test_the_api_alone_is_enough_and_ends_as_promptly(tmp_path: Path, manager: socket.socket):
+    """Guests come by /connect: that is how gvforwarder attaches."""
+    paths = [tmp_path / "api.sock", tmp_path / "services.sock"]
+    words = ["-listen", f"unix://{paths[0]}", "-services", f"unix://{paths[1]}", "-ssh-port=-1"]
+    with start(*words, "-notification", f"unix://{tmp_path}/notify.sock", umask=0) as process:
+        assert told(manager) == "ready"
+        assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, 0o600]
+        with socket.socket(socket.AF_UNIX) as guest:
+            guest.settimeout(DEADLINE)
+            guest.connect(str(paths[0]))
+            guest.sendall(b"POST /connect HTTP/1.1\r\nHost: x\r\n\r\n" + len(ARP).to_bytes(2, "little") + ARP)
+            assert told(manager) == "connection_established"
+            assert guest.recv(2, socket.MSG_WAITALL) == (42).to_bytes(2, "little")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["notify.sock"]
+
+
 def test_stdio_carries_frames_and_its_end_is_no_failure(tmp_path: Path, manager: socket.socket):
     words = ["-listen-stdio=accept", "-ssh-port=-1", "-notification", f"unix://{tmp_path}/notify.sock"]
     process = start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
