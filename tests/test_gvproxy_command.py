@@ -135,7 +135,7 @@ def test_a_run_that_fails_says_so_with_status_1(tmp_path: Path):
         cases = {
             f"-listen-qemu unix://{missing}/q": b"cannot bind a unix socket there",
             f"-listen-qemu tcp://127.0.0.1:{port}": b"cannot listen there",
-            f"-listen-qemu unix://{tmp_path}/q -pid-file {missing}/pid": b"pid file",
+            f"-listen-qemu unix://{tmp_path}/q -pid-file {missing}/pid": b"failed to create pidfile: open ",
             f"-listen-qemu unix://{tmp_path}/q -log-file {missing}/log": b"unable to open log file",
             f"-listen-qemu unix://{tmp_path}/q2 -ssh-port {port}": (
                 b"cannot add network services: listen tcp 127.0.0.1:%d: bind: address already in use" % port

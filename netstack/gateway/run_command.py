@@ -24,6 +24,7 @@ from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import StdioLink
 from guest_iface.tap import TapLink
+from netstack import __version__
 from netstack.config import ConfigError, LogFormat, RunConfig
 from netstack.engine.events import Event
 from netstack.gateway import RunFailed
@@ -397,12 +398,13 @@ def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
     log.info("gateway %s, guest %s, host %s, MTU %d", *addresses, network.link.mtu)
     for name in attachments.names():
         log.info("waiting for a guest on %s", name)
+    if config.log_format == "logrus":  # what gvproxy's users look for in its log
+        log.info("gvproxy version netstack-%s", __version__)
+        log.info("waiting for clients...")
     for url in config.api_listen:
         log.info("listening %s", url)
     if config.services is not None:
         log.info("enabling services API. Listening %s", config.services)
-    if config.log_format == "logrus":
-        log.info("waiting for clients...")  # what gvproxy's users look for in its log
     try:
         open_ping_socket().close()
     except OSError as error:
