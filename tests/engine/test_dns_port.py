@@ -12,7 +12,7 @@ import dns.rrset
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from netstack.engine import dns_server, tcp_flows
+from netstack.engine import dns_server, tcp_sessions
 from netstack.engine.effects import ResolveUpstream
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.settings import Zone, ZoneRecord
@@ -331,7 +331,7 @@ def test_a_guest_that_neither_reads_nor_leaves_is_reset(wire: VirtualWire) -> No
     assert str(connection.hear()[-1].flags) in ("RA", "R")
     assert [event.reason for event in wire.told(FlowClosed)] == ["idle"]
     assert wire.stack.tcp.table == {}
-    assert tcp_flows.SERVED_IDLE == 30.0
+    assert tcp_sessions.SERVED_IDLE == 30.0
 
 
 def test_a_guest_that_left(wire: VirtualWire) -> None:
