@@ -28,6 +28,7 @@ from netstack.cli_options import (
     WIRE_OPTIONS,
     configuration,
     log_level_option,
+    starting,
     with_options,
 )
 
@@ -75,8 +76,9 @@ def run(**options: Any) -> int:
     Runs until SIGTERM or SIGINT. A guest that leaves a listening socket may come back; the end of an inherited
     socket, of standard input or of a TAP ends the program.
     """
-    made = configuration(links=True, default_log_level="info", **options)
-    from netstack.gateway.run_command import run_gateway
+    with starting():
+        made = configuration(links=True, default_log_level="info", **options)
+        from netstack.gateway.run_command import run_gateway
 
     run_gateway(made)
     return 0
@@ -91,8 +93,9 @@ def guest(*, command: Sequence[str], **options: Any) -> int:
 
     Needs no root where the kernel allows user namespaces. The exit status is COMMAND's, 128+N if signal N ended it.
     """
-    made = configuration(links=False, default_log_level="warning", **options)
-    from netstack.gateway.guest_command import run_guest
+    with starting():
+        made = configuration(links=False, default_log_level="warning", **options)
+        from netstack.gateway.guest_command import run_guest
 
     return run_guest(made, command)
 

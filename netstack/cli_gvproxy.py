@@ -7,6 +7,8 @@ from typing import Final
 
 import click
 
+from netstack.cli_options import starting
+
 PROGRAM: Final = "netstack gvproxy"
 
 
@@ -49,12 +51,12 @@ def gvproxy(ctx: click.Context) -> int:
     from netstack.gvproxy_config import gvproxy_config
 
     try:
-        config = gvproxy_config(flags)
+        with starting():
+            config = gvproxy_config(flags)
+            from netstack.gateway.run_command import run_gateway
     except ConfigError as error:
         sys.stderr.write(logrus_line("fatal", " ".join(str(error).split())))
         return 1
-    from netstack.gateway.run_command import run_gateway
-
     try:
         run_gateway(config)
     except RunFailed as error:

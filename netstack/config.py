@@ -206,6 +206,8 @@ class RunConfig:
     """One more endpoint of it, without /connect."""
     api_token: str | None = None
     """What a caller of the API has to bear; None: whoever reaches the socket may call."""
+    guest_api: bool = False
+    """Guests may ask for forwards to themselves, at http://gateway:80."""
     forwards: tuple[ForwardSpec, ...] = ()
     ssh_forwards: tuple[SshForward, ...] = ()
     keep_source: bool = False
@@ -218,6 +220,11 @@ class RunConfig:
     """What is to be said of the settings at the start, as warnings."""
     impair: tuple[str, ...] = ()
     """Impairments and faults to begin with, in the words of `netstack.impairments`."""
+
+    @property
+    def has_api(self) -> bool:
+        """Whether the API is served to anybody."""
+        return bool(self.api_listen or self.services or self.guest_api)
 
 
 # -- links -------------------------------------------------------------------------------------------------------------

@@ -50,9 +50,6 @@ def warnings(document: Document) -> list[str]:
         said.append(
             "stack.tcpMaxInFlight: not needed here: dials do not wait for each other, and none is refused for it"
         )
-    options = document.capture
-    if not (options.file or document.stack.capture_file) and options != Capture():
-        said.append("capture: there is no capture.file, so nothing is captured")
     if document.netns and not document.tap:
         said.append("netns: only a TAP is made inside a namespace, and there is no tap")
     return said
@@ -148,6 +145,7 @@ def settings_of(document: Document, path: Path) -> RunSettings:
         api_listen=_maybe_tuple(document.listen),
         services=document.services,
         api_token=_token(document.api, path),
+        guest_api=document.api.guests,
         forwards=tuple(_forward(*each) for each in stack.forwards.items()) if stack.forwards else None,
         ssh_forwards=tuple(_ssh_forward(each) for each in document.forwards) if document.forwards else None,
         keep_source=document.keep_source,

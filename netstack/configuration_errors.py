@@ -75,7 +75,7 @@ def _written_path(places: Sequence[str | int], content: object) -> str:
         elif place != "[key]":
             path += f".{place}" if path else place
             content = content.get(place) if isinstance(content, dict) else None
-    return path
+    return " ".join(path.split())
 
 
 def _shown(value: object) -> str:

@@ -248,6 +248,13 @@ class Policy(BaseModel):
     strict_ech: Boolean | None = Field(default=None, description="TLS hellos that hide their name are refused.")
 
 
+class _OrAWord:
+    """Says in the schema that one of the words may stand where the mapping could."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"enum": ["enabled", "disabled"]}]}
+
+
 def _policy_word(value: object) -> object:
     return {"network": value} if isinstance(value, str) else value
 
@@ -287,6 +294,9 @@ class Api(_Section):
 
     token: str | None = Field(default=None, description="What callers have to bear (Authorization: Bearer ...).")
     token_file: str | None = Field(default=None, alias="token-file", description="File that holds it, instead.")
+    guests: Boolean | None = Field(
+        default=None, description="Guests may ask for forwards to themselves, at http://gateway. gvproxy's always may."
+    )
 
     @model_validator(mode="after")
     def _one_token(self) -> Api:
@@ -325,7 +335,7 @@ class Document(_Section):
         default=None, description="Unix sockets that lead to the guest's over SSH."
     )
     stack: NetworkStack = NetworkStack()
-    policy: Annotated[Policy, BeforeValidator(_policy_word)] | None = Field(
+    policy: Annotated[Policy, BeforeValidator(_policy_word), _OrAWord()] | None = Field(
         default=None, description="What guests may reach; `enabled` or `disabled` alone does as well."
     )
     offload: Boolean | None = Field(

@@ -87,6 +87,7 @@ def gvproxy_config(flags: GvproxyFlags) -> RunConfig:
     _check_addresses(settings)
     settings = _with_ssh_port(flags, settings)
     _check_endpoints(flags, settings)
+    settings = RunSettings(guest_api=True).over(settings)
     if settings.log_format is None:
         settings = replace(settings, log_format="logrus")
     made = run_config(

@@ -80,6 +80,7 @@ class RunSettings:
     api_listen: tuple[str, ...] | None = None
     services: str | None = None
     api_token: str | None = None
+    guest_api: bool | None = None
     forwards: tuple[ForwardSpec, ...] | None = None
     ssh_forwards: tuple[SshForward, ...] | None = None
     keep_source: bool | None = None
@@ -135,6 +136,7 @@ _AS_THEY_ARE: Final = (
     "api_listen",
     "services",
     "api_token",
+    "guest_api",
     "forwards",
     "ssh_forwards",
     "keep_source",

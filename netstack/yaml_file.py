@@ -103,7 +103,7 @@ def _whole_number(loader: Any, node: Any) -> int:
 
 def _problem(error: Exception) -> str:
     """What the parser says, in a line; and what to do about it where a rule was taken for YAML's own signs."""
-    problem = " ".join(str(error).split())
+    problem = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
     quotes = "; a rule that begins with *, @ or [ needs quotes"
     signs = ("an alias", "cannot start any token", "flow node", "flow sequence")
     return problem + (quotes if any(sign in problem for sign in signs) else "")

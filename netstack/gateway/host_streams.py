@@ -126,11 +126,21 @@ class HostStreams:
         close_socket(sock)
         self._stack.stream_failed(flow, failure_of(number), now)
 
-    def adopt(self, flow: int, sock: socket.socket) -> None:
-        """Take over a connected socket for a flow whose name was dialled."""
+    def adopt(self, flow: int, sock: socket.socket, gone: Callable[[], None] | None = None) -> None:
+        """Take over a connected socket: of a name that was dialled, or of a client for a guest. Raises OSError.
+
+        `gone` is called when it is closed.
+        """
         stream = HostStream(flow, sock)
         stream.connecting = False
+        stream.gone = gone
         self._table.add(stream, READ)
+
+    def forget(self, flow: int) -> None:
+        """Close the socket of a flow, if it has one: nobody is to hear of it."""
+        stream = self._stream(flow)
+        if stream is not None:
+            self._drop(stream)
 
     def connected(self, stream: HostStream, now: float) -> None:
         """The dial is over, well or badly."""
@@ -262,6 +272,12 @@ class HostStreams:
 
     def _abort_stream(self, effect: effects.AbortStream, _now: float) -> None:
         stream = self._stream(effect.flow)
+        if stream is not None:
+            self.abort(stream)
+
+    def abort_flow(self, flow: int) -> None:
+        """Reset the connection of a flow, if it has one."""
+        stream = self._stream(flow)
         if stream is not None:
             self.abort(stream)
 

@@ -76,6 +76,10 @@ def test_words() -> None:
             opened(1, NAMED),
             f"flow 8 allowed at tls: name-rule '*.example.com', a.example.com by sni; dialled {SITE}:443",
         ),
+        (
+            opened(1, Verdict(ALLOW, "forward", "port-forward"))._replace(direction="in"),
+            f"flow 8 allowed at forward: port-forward; opened by {SITE}:443",
+        ),
     ):
         for direction, seen in ((INBOUND, out(1)), (OUTBOUND, back(1))):
             comments.note(event)
