@@ -113,9 +113,9 @@ async def test_what_goes_wrong_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert said == f"netstack: {tmp_path}/nothing: No such file or directory; is the gateway running?\n"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead"))
-    assert "Connection refused; is the gateway running?" in await Terminal(str(tmp_path / "dead"), capsys)(
-        "dns", status=1
-    )
+    said = await Terminal(str(tmp_path / "dead"), capsys)("dns", status=1)
+    assert "Connection refused; is the gateway running?" in said
+    gc.collect()
 
 
 async def test_the_client_of_tasks(tmp_path: Path) -> None:
