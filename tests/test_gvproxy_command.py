@@ -108,6 +108,14 @@ def test_stdio_carries_frames_and_its_end_is_no_failure(tmp_path: Path, manager:
         assert [told(manager) for _ in range(3)] == ["connection_established", "connection_closed", "hypervisor_error"]
 
 
+def test_sigterm_ends_it_at_once_with_a_silent_guest_on_standard_input(tmp_path: Path, manager: socket.socket):
+    words = ["-listen-stdio=accept", "-ssh-port=-1", "-notification", f"unix://{tmp_path}/notify.sock"]
+    with start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert told(manager) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+
+
 def test_a_vm_that_leaves_may_come_back(tmp_path: Path, manager: socket.socket):
     """gvproxy ends with its VM; here a manager that restarts it finds the same socket."""
     path = tmp_path / "q.sock"
