@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from pathlib import Path
@@ -21,7 +22,7 @@ from netstack.gateway import RunFailed
 from netstack.gateway.api import endpoints
 from netstack.gateway.api.endpoints import ApiListener
 from netstack.gateway.api.request_head import MAX_HEAD, BadRequest, parse_head
-from netstack.gateway.api.streams import RequestStream
+from netstack.gateway.api.streams import TIMEOUT, RequestStream
 from netstack.setting_values import UnixEndpoint
 
 MAC = "02:00:00:00:00:77"
@@ -203,6 +204,30 @@ async def test_connections_beyond_the_bound_wait_their_turn(tmp_path: Path, monk
         assert (await third.receive_some()).startswith(b"HTTP/1.1 200")
         await second.aclose()
         await third.aclose()
+
+
+async def test_the_end_does_not_wait_for_clients(tmp_path: Path) -> None:
+    async with served(tmp_path) as api, await api.connect() as follower, await api.connect() as tunnel:
+        await follower.send_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await follower.receive_some()
+        await tunnel.send_all(f"POST /tunnel?ip={ADDRESS}&port={ECHO} HTTP/1.1\r\nHost: x\r\n\r\nx".encode())
+        assert await exactly(tunnel, 3) == b"OKx"
+        began = trio.current_time()
+        api.gateway.stop()
+        for stream in (follower, tunnel):
+            with contextlib.suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    continue
+        await until(lambda: not api.path.exists())
+        assert trio.current_time() - began < TIMEOUT, "less than any timeout of the API's"
+
+
+async def test_a_handler_that_fails_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(tmp_path) as api:
+        with monkeypatch.context() as broken:
+            broken.setattr(api.gateway.driver.switch, "table", None)
+            assert (await api.ask("GET", "/cam")).status == 500
+        assert (await api.ask("GET", "/cam")).status == 200
 
 
 class UnixSocket:
