@@ -94,6 +94,10 @@ def test_the_api_alone_is_enough_and_ends_as_promptly(tmp_path: Path, manager: s
 
 def test_stdio_carries_frames_and_its_end_is_no_failure(tmp_path: Path, manager: socket.socket):
     words = ["-listen-stdio=accept", "-ssh-port=-1", "-notification", f"unix://{tmp_path}/notify.sock"]
+    words += [
+        "-listen",
+        f"unix://{tmp_path}/api.sock",
+    ]  # which could bring other guests, but nobody is left to mind them
     process = start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None

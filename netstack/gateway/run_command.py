@@ -293,8 +293,8 @@ class Gateway:
                 nursery.start_soon(self._serve, link)
             for listener in self._attachments.listeners:
                 nursery.start_soon(self._accept, listener, nursery)
-            if self.config.api_listen:
-                nursery.start_soon(trio.sleep_forever)  # guests come by /connect too
+            if not self._attachments.links and not self._attachments.listeners:
+                nursery.start_soon(trio.sleep_forever)  # guests come by /connect alone
             task_status.started()
 
     async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:

@@ -84,11 +84,12 @@ async def test_the_kill_switch_ends_streams_and_dials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "number"),
-    [(ADDRESS, errno.EHOSTUNREACH), ("192.168.127.77", errno.ECANCELED)],
+    ("address", "numbers"),
+    [(ADDRESS, {errno.EHOSTUNREACH, errno.ECANCELED}), ("192.168.127.77", {errno.ECANCELED})],
     ids=["its guest leaves", "nobody yet"],
 )
-async def test_a_gateway_that_ends_tells_who_waits(address: str, number: int) -> None:
+async def test_a_gateway_that_ends_tells_who_waits(address: str, numbers: set[int]) -> None:
+    """Cancelled as a whole, the link and the gateway end in no order."""
     raised: list[OSError] = []
 
     async def dial(net: Called) -> None:
@@ -102,7 +103,8 @@ async def test_a_gateway_that_ends_tells_who_waits(address: str, number: int) ->
             nursery.start_soon(dial, net)
             await until(lambda: len(net.gateway.driver.stack.tcp.inbound))
         nursery.start_soon(trio.sleep, 0)
-    assert [error.errno for error in raised] == [number]
+    [error] = raised
+    assert error.errno in numbers
 
 
 # -- services ----------------------------------------------------------------------------------------------------------
