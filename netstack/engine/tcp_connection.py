@@ -159,11 +159,6 @@ class TcpConnection:
         """Bytes of a full segment to the guest."""
         return self._sender.recovery.mss
 
-    @property
-    def outstanding(self) -> int:
-        """Bytes written that the guest has not acknowledged."""
-        return self._sender.buffer.end - self._sender.buffer.start
-
     def write(self, data: bytes) -> None:
         """Queue bytes for the guest. Ignored once the connection cannot send any more."""
         if data and not self._sender.finishing and self.state in st.CAN_SEND:

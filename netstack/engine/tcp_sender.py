@@ -73,6 +73,11 @@ class Sender:
         """Whether the guest has everything, the FIN too."""
         return self.una > self.buffer.end
 
+    @property
+    def has_everything_acknowledged(self) -> bool:
+        """Whether the guest has all bytes that were written."""
+        return self.buffer.end == self.buffer.start
+
     def stop(self) -> None:
         """The connection is over: forget the bytes."""
         self.buffer.clear()

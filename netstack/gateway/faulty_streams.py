@@ -191,7 +191,7 @@ class FaultyStreams(StreamReports, DialsNames):
 
     def _guest_has_all(self, number: int) -> bool:
         flow = self._stack.tcp.flow(number)
-        return flow is None or not flow.connection.outstanding
+        return flow is None or flow.connection.sender.has_everything_acknowledged
 
     # What streams do.
 
