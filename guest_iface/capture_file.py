@@ -14,11 +14,14 @@ import trio
 
 from guest_iface.capture import Sink
 from guest_iface.link import LinkError
+from guest_iface.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
 BUFFER_BYTES: Final = 256 << 10
-"""Bytes that wait in memory before they are written."""
+"""Bytes that wait in memory before they are handed over to be written."""
+MAX_BEHIND: Final = 64 << 20
+"""Bytes handed over and not written: beyond, frames are lost, and counted, until the disk has caught up."""
 FLUSH_INTERVAL: Final = 0.25
 """Seconds after which what waits is written anyway."""
 MIN_FILE_BYTES: Final = 1 << 16
@@ -49,6 +52,7 @@ class CaptureFile(Sink):
         self._size = 0
         """Bytes of this file, those that wait included."""
         self._waiting = trio.Event()
+        self._behind = WriteBehind(self._write)
         try:
             self._fd = self._open()
         except OSError as error:
@@ -63,13 +67,16 @@ class CaptureFile(Sink):
         self._append([block], len(block))
 
     def put(self, pieces: list[bytes], size: int) -> bool:
-        """See Sink. What is lost is lost to `failure`, which says so."""
+        """See Sink. What is lost is lost to `failure`, which says so, or to a slow disk."""
+        if self._behind.waiting > MAX_BEHIND:
+            return False
         if self._max_bytes and self._size + size > self._max_bytes:
             self._put_in_turn(pieces)
         else:
             self._append(pieces, size)
         if self._pending >= BUFFER_BYTES:
-            self.flush()
+            pieces, size, self._pieces, self._pending = self._pieces, self._pending, [], 0
+            self._behind.put(pieces, size)
         elif not self._waiting.is_set():
             self._waiting.set()
         return not self.failure
@@ -113,8 +120,12 @@ class CaptureFile(Sink):
         self._append(list(self._descriptions), sum(map(len, self._descriptions)))
 
     def flush(self) -> None:
-        """Write what waits into the file."""
+        """Write what waits into the file, and wait for what is being written."""
+        self._behind.drain()
         pieces, self._pieces, self._pending = self._pieces, [], 0
+        self._write(pieces)
+
+    def _write(self, pieces: list[bytes]) -> None:
         if self.failure:
             return
         try:
@@ -139,13 +150,17 @@ class CaptureFile(Sink):
             await self._waiting.wait()
             await trio.sleep(FLUSH_INTERVAL)
             self._waiting = trio.Event()
-            self.flush()
+            if not self._behind.waiting:  # what is being written is more than a moment's
+                self.flush()
+            elif self._pieces:
+                self._waiting.set()
 
     def close(self, last: bytes) -> None:
         """See Sink."""
         if not self.failure:
             self._append([last], len(last))
             self.flush()
+        self._behind.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -94,6 +94,10 @@ def test_the_api_alone_is_enough_and_ends_as_promptly(tmp_path: Path, manager: s
 
 def test_stdio_carries_frames_and_its_end_is_no_failure(tmp_path: Path, manager: socket.socket):
     words = ["-listen-stdio=accept", "-ssh-port=-1", "-notification", f"unix://{tmp_path}/notify.sock"]
+    words += [
+        "-listen",
+        f"unix://{tmp_path}/api.sock",
+    ]  # which could bring other guests, but nobody is left to mind them
     process = start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -106,6 +110,14 @@ def test_stdio_carries_frames_and_its_end_is_no_failure(tmp_path: Path, manager:
         process.stdin.close()
         assert process.wait(DEADLINE) == 0
         assert [told(manager) for _ in range(3)] == ["connection_established", "connection_closed", "hypervisor_error"]
+
+
+def test_sigterm_ends_it_at_once_with_a_silent_guest_on_standard_input(tmp_path: Path, manager: socket.socket):
+    words = ["-listen-stdio=accept", "-ssh-port=-1", "-notification", f"unix://{tmp_path}/notify.sock"]
+    with start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert told(manager) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
 
 
 def test_a_vm_that_leaves_may_come_back(tmp_path: Path, manager: socket.socket):

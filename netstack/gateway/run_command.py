@@ -293,8 +293,8 @@ class Gateway:
                 nursery.start_soon(self._serve, link)
             for listener in self._attachments.listeners:
                 nursery.start_soon(self._accept, listener, nursery)
-            if self.config.api_listen:
-                nursery.start_soon(trio.sleep_forever)  # guests come by /connect too
+            if not self._attachments.links and not self._attachments.listeners:
+                nursery.start_soon(trio.sleep_forever)  # guests come by /connect alone
             task_status.started()
 
     async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:
@@ -373,13 +373,16 @@ async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
 
 
 def _refresh(gateway: Gateway, nursery: trio.Nursery) -> bool:
-    """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none."""
+    """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none.
+
+    A log file is one too; it is opened again by itself.
+    """
     reopened = gateway.reopen_events()
     if gateway.killed:  # log rotation sends SIGHUP too, and must not open what somebody has closed
         log.warning("SIGHUP: the kill switch stays on until SIGUSR1")
     elif gateway.has_policy_file:
         nursery.start_soon(gateway.reload_policy)
-    return reopened or gateway.has_policy_file
+    return reopened or gateway.has_policy_file or gateway.config.log_file is not None
 
 
 def tell_ready(fd: int) -> None:

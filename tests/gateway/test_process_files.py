@@ -84,6 +84,16 @@ def test_a_log_file_is_emptied_first_and_holds_gvproxys_lines(tmp_path: Path):
     assert all(line and json.loads(line[2]).endswith(': "quoted"\nand on') for line in lines)
 
 
+def test_a_log_file_that_was_rotated_is_made_again(tmp_path: Path):
+    path = tmp_path / "log"
+    with fresh_root() as root:
+        start_logging("info", "plain", path)
+        root.info("before")
+        path.rename(tmp_path / "log.1")
+        root.info("behind")
+    assert [each.read_text() for each in (tmp_path / "log.1", path)] == ["netstack: before\n", "netstack: behind\n"]
+
+
 def test_json_is_an_object_a_line_with_what_was_raised(capsys: pytest.CaptureFixture[str]):
     with fresh_root() as root:
         start_logging("debug", "json")

@@ -11,6 +11,7 @@ import pytest
 from .lab import wait_until
 from .netstack_process import COMMAND, ENVIRONMENT, Addresses, Gateway
 from .network import GUEST_MAC, PUBLIC, Network, World, start_bridge
+from .vm import Machine, netdev, results
 
 pytestmark = pytest.mark.guest("ip", "openssl", "ping", "dig", "curl")
 STATISTICS = {"ARP", "BytesReceived", "BytesSent", "DroppedPackets", "ICMP", "IGMP", "IP", "NICs", "TCP", "UDP"}
@@ -35,18 +36,23 @@ class DropIn(Network):
         return sorted(said.splitlines())
 
 
+def start_gvproxy(world: World, name: str, *words: str) -> tuple[Gateway, Path]:
+    """`netstack gvproxy` on a QEMU socket, the first of its files, and the API's socket."""
+    link, api = world.lab.directory / f"{name}.sock", world.lab.directory / f"{name}-api.sock"
+    words = ("-listen", f"unix://{api}", "-listen-qemu", f"unix://{link}", *words)
+    process = world.host.spawn(name, *COMMAND, "gvproxy", *words, env=ENVIRONMENT)
+    wait_until(lambda: "waiting for clients..." in process.log or not process.running, name)
+    return Gateway(process, Addresses(), files=[link, api]), api
+
+
 @pytest.fixture(scope="module")
 def network(world: World) -> Iterator[DropIn]:
     """One gateway, started with gvproxy's flags and without a file, and its first guest."""
-    directory = world.lab.directory
-    link, api = directory / "gvproxy.sock", directory / "gvproxy-api.sock"
-    words = ["-debug", "-listen", f"unix://{api}", "-listen-qemu", f"unix://{link}", "-ssh-port", "2222", "-mtu=1500"]
-    process = world.host.spawn("gvproxy", *COMMAND, "gvproxy", *words, env=ENVIRONMENT)
-    wait_until(lambda: "waiting for clients..." in process.log or not process.running, "gvproxy")
+    gateway, api = start_gvproxy(world, "gvproxy", "-debug", "-ssh-port", "2222", "-mtu=1500")
     guest = world.lab.namespace("gvproxy-guest")
-    made = DropIn(world, "stream", guest, Gateway(process, Addresses(), files=[link, api]))
+    made = DropIn(world, "stream", guest, gateway)
     made.api = api
-    made.bridge = start_bridge(guest, "qemu", link)
+    made.bridge = start_bridge(guest, "qemu", gateway.files[0])
     made.configure()
     yield made
     made.close()
@@ -132,3 +138,28 @@ def test_statistics_count(network: DropIn) -> None:
     assert set(stats) == STATISTICS
     assert stats["BytesReceived"] > 0
     assert stats["BytesSent"] > 0
+
+
+@pytest.mark.guest("qemu", "kernel", "busybox", "cpio", "ldd")
+def test_a_virtual_machine(world: World, tmp_path: Path) -> None:
+    """QEMU as podman starts it: lease, names, the web, and a forward that the machine asks for itself."""
+    gateway, _ = start_gvproxy(world, "gvproxy-vm", "-ssh-port=-1")
+    script = """
+    export LEASE_LOG=/tmp/lease
+    udhcpc -q -n -t 10 -T 1 -i eth0 -s /dhcp -O mtu && . /tmp/lease
+    echo "nameserver $dns" >/etc/resolv.conf
+    echo @@ lease $ip/$mask $router $dns $mtu
+    for name in gateway host; do echo @@ $name $(nslookup $name.containers.internal | grep -c 192.168.127); done
+    echo @@ peer $(wget -q -O - http://host.containers.internal/peer)
+    api=http://gateway.containers.internal/services/forwarder
+    wget -q -O - --post-data '{"local": ":9092", "remote": ":80"}' $api/expose
+    echo @@ forwards $(wget -q -O - $api/all)
+    """
+    told = results(Machine(tmp_path, script).boot(world.host, netdev("stream", gateway.files[0])))
+    assert told["lease"] == "192.168.127.2/24 192.168.127.1 192.168.127.1 1500"
+    assert (int(told["gateway"]) > 1, int(told["host"]) > 0) == (True, True)
+    assert told["peer"].startswith("127.0.0.1 ")
+    forward = {"local": "127.0.0.1:9092", "remote": "192.168.127.2:80", "protocol": "tcp"}
+    assert json.loads(told["forwards"]) == [forward]
+    assert gateway.stop() == 0
+    assert not any(path.exists() for path in gateway.files)
