@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from guest_iface.frame_filter import FlowEnds, Known
 from guest_iface.pcapng import OUTBOUND
 from netstack.engine.stack import Stack
 from netstack.wire import dns, dns_answers, ethernet, ipv4, udp
+
+if TYPE_CHECKING:
+    from guest_iface.frame_filter import FlowEnds
 
 MAX_NAMES: Final = 256
 """Names that are looked out for; another one takes the oldest's place."""
@@ -26,8 +28,8 @@ _TEXT: Final = ethernet.HEADER + ipv4.HEADER + udp.HEADER
 _FROM_DNS: Final = (53).to_bytes(2, "big")
 
 
-class NameTable(Known):
-    """What a gateway knows of names and flows. Listens on cables (guest_iface.cable.Listener)."""
+class NameTable:
+    """What a gateway knows of names and flows (guest_iface.frame_filter.Known). Listens on cables (cable.Listener)."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -37,6 +39,8 @@ class NameTable(Known):
 
     def flow(self, number: int) -> FlowEnds | None:
         """See Known."""
+        from guest_iface.frame_filter import FlowEnds
+
         for table in (self._stack.tcp.table, self._stack.udp.table):
             for flow in table.values():
                 if flow.id == number:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from guest_iface.frame_filter import FilterError
 from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import StdioLink
@@ -130,7 +129,7 @@ class Gateway:
             self.wires.begin(config)
             if config.capture is not None:
                 self.captures.start(config.capture, config.capture_options)
-        except (CaptureError, FilterError) as error:
+        except (CaptureError, ValueError) as error:
             self._close_files()
             raise RunFailed(str(error)) from error
 

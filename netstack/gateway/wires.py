@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from guest_iface.cable import Cable, Listener
-from guest_iface.frame_filter import uses_names
 from guest_iface.link import Link
 from netstack.config import RunConfig, Shaping
 from netstack.gateway.name_table import NameTable
@@ -155,7 +154,7 @@ class Wires:
 
         One without a seed is given one. Frames that wait on the old ones go on at once.
         """
-        from guest_iface.frame_filter import frame_matcher
+        from guest_iface.frame_filter import frame_matcher, uses_names
         from guest_iface.impair import ImpairmentCounts
         from guest_iface.impair_spec import Impairment
 

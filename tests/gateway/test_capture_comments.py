@@ -38,7 +38,7 @@ def opened(port: int, verdict: Verdict = BY_RULE, number: int = 8) -> FlowOpened
 
 
 def frame(packet: Packet) -> bytes:
-    return bytes(Ether() / packet)
+    return bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / packet)
 
 
 def out(port: int) -> bytes:

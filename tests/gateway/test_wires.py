@@ -35,7 +35,8 @@ from tests.gateway.test_driver import MemoryLink
 from tests.gateway.test_run_command import ARP_REQUEST, configuration
 
 ROOT = Path(__file__).parents[2]
-GATEWAY = bytes([192, 168, 127, 1])
+MAC = "02:00:00:00:00:01"
+"""Given, because scapy would ask for a missing one by ARP, on the real network."""
 
 
 def frames_of(path: Path) -> list[bytes]:
@@ -183,7 +184,10 @@ async def test_names_are_learnt_from_answers_to_guests() -> None:
         message.answer.append(dns.rrset.from_text(f"{name}.", 60, "IN", "CNAME", "other.example."))
         message.answer.append(dns.rrset.from_text("other.example.", 60, "IN", qtype, address))
         return bytes(
-            Ether() / IP(src="192.168.127.1", dst="192.168.127.2") / UDP(sport=port, dport=9) / message.to_wire()
+            Ether(src=MAC, dst=MAC)
+            / IP(src="192.168.127.1", dst="192.168.127.2")
+            / UDP(sport=port, dport=9)
+            / message.to_wire()
         )
 
     async with running() as rig:

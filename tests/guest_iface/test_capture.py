@@ -27,7 +27,9 @@ from guest_iface.seqpacket import SeqpacketLink
 from tests.guest_iface.conftest import frame_of, running
 from tests.guest_iface.test_switch import RecordingLink
 
-PINGS = [bytes(Ether() / IP(src="192.0.2.1", dst="192.0.2.2") / ICMP(seq=size) / bytes(size)) for size in range(5)]
+ETHERNET = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+"""Given, because scapy would ask for a missing MAC by ARP, on the real network."""
+PINGS = [bytes(ETHERNET / IP(src="192.0.2.1", dst="192.0.2.2") / ICMP(seq=size) / bytes(size)) for size in range(5)]
 
 
 def blocks(path: Path) -> list[pcapng.EnhancedPacketBlockLE]:

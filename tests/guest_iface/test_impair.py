@@ -203,10 +203,12 @@ def test_the_same_seed_has_the_same_fate(words: str) -> None:
     assert fate(7) != fate(8)
 
 
-SEGMENT = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / Raw(bytes(100)))
-UNSUMMED = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(chksum=0) / Raw(bytes(100)))
-WHO_HAS = bytes(Ether() / ARP())
-PING = bytes(Ether() / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP() / Raw(bytes(50)))
+ETHERNET = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+"""Given, because scapy would ask for a missing MAC by ARP, on the real network."""
+SEGMENT = bytes(ETHERNET / IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / Raw(bytes(100)))
+UNSUMMED = bytes(ETHERNET / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(chksum=0) / Raw(bytes(100)))
+WHO_HAS = bytes(ETHERNET / ARP())
+PING = bytes(ETHERNET / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP() / Raw(bytes(50)))
 
 
 def bits_apart(one: bytes, other: bytes) -> list[int]:
