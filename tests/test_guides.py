@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from netstack import cli
@@ -54,9 +55,15 @@ COMMANDS = [
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Stands in for the networks that commands would start, and holds what they would have been started with."""
+    """Stands in for the networks that commands would start or ask, and holds what they were started with or asked."""
     calls: list[tuple[Any, ...]] = []
+
+    def ask(request: httpx.Request) -> httpx.Response:
+        calls.append((request.method, request.url.path))
+        raise httpx.ConnectError("nobody is there")
+
     monkeypatch.setattr(run_command, "run_gateway", lambda *given: calls.append(given))
+    monkeypatch.setattr(httpx, "HTTPTransport", lambda uds: httpx.MockTransport(ask))
     monkeypatch.setattr(guest_command, "run_guest", lambda *given: calls.append(given) or 0)
     return calls
 
@@ -70,8 +77,8 @@ def test_the_command_is_understood(
     key.parent.mkdir(parents=True)
     key.write_text("a private key that -forward-identity names")
     with pytest.raises(SystemExit) as ended:
-        cli.main([re.sub(r"^~", str(tmp_path), word) for word in words])
-    assert ended.value.code == 0, capsys.readouterr().err
+        cli.main([re.sub(r"^~|^\$NET|/tmp(?=/)", str(tmp_path), word) for word in words])
+    assert ended.value.code == (1 if words[0] == "ctl" else 0), capsys.readouterr().err
     assert len(started) == 1
 
 
