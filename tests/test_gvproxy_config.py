@@ -154,7 +154,7 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "pid-file": ("-pid-file p", lambda c: c.pid_file, Path("p")),
     "log-file": ("-log-file l", lambda c: c.log_file, Path("l")),
     "ec2-metadata-access": ("-ec2-metadata-access", lambda c: c.network.metadata_access, True),
-    "notification": ("-notification unix:///none/n", lambda c: c.notification, Path("/none/n")),
+    "notification": ("-notification unix:/none/a%20b", lambda c: c.notification, Path("/none/a b")),
 }
 ELSEWHERE = {"config", "version", *(f"listen-{kind}" for kind in ("qemu", "bess", "vfkit", "vpnkit", "stdio"))} | {
     f"forward-{end}" for end in ("sock", "dest", "user", "identity")
