@@ -50,9 +50,6 @@ _FLAG_NAMES: Final = {
     "forwards": "-ssh-port",
     "ssh_forwards": "-forward-sock",
 }
-LINGER: Final = 3.0
-"""Seconds a guest of -listen-qemu or -listen-bess may be gone. Who manages VMs (podman) counts on gvproxy's end when
-one powers itself off: the next one's sockets and ports have to be free. One that restarts is back by then."""
 _INCOMPATIBLE: Final = (("qemu", "vpnkit"), ("bess", "vpnkit"), ("qemu", "bess"))
 
 
@@ -100,7 +97,9 @@ def gvproxy_config(flags: GvproxyFlags) -> RunConfig:
     _check_free(made.links)
     if not made.links and not made.api_listen:
         raise GvproxyError("nothing to attach a guest to: give -listen-qemu, -listen-vfkit, -listen or another of them")
-    return replace(made, linger=LINGER if settings.qemu or settings.bess else None)
+    if flags.linger < 0:
+        raise GvproxyError(f"linger value must be seconds, 0 or more: {flags.linger}")
+    return replace(made, linger=float(flags.linger) or None)
 
 
 def _read_file(path: Path) -> tuple[RunSettings, NetworkSpec, list[str]]:
