@@ -224,6 +224,8 @@ class RunConfig:
     """Rates of links; None: as fast as it goes."""
     notes: tuple[str, ...] = ()
     """What is to be said of the settings at the start, as warnings."""
+    linger: float | None = None
+    """Seconds after which it ends when the last guest has left a listener and none has come; None: it never does."""
     impair: tuple[str, ...] = ()
     """Impairments and faults to begin with, in the words of `netstack.impairments`."""
 

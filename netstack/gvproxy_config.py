@@ -23,6 +23,7 @@ from netstack.config import (
     RunConfig,
     SshForward,
     UnixEndpoint,
+    parse_endpoint,
 )
 from netstack.gvproxy_flags import DEFAULT_SSH_PORT, GvproxyFlags
 from netstack.network_spec import NetworkSpec
@@ -96,7 +97,9 @@ def gvproxy_config(flags: GvproxyFlags) -> RunConfig:
     _check_free(made.links)
     if not made.links and not made.api_listen:
         raise GvproxyError("nothing to attach a guest to: give -listen-qemu, -listen-vfkit, -listen or another of them")
-    return made
+    if flags.linger < 0:
+        raise GvproxyError(f"linger value must be seconds, 0 or more: {flags.linger}")
+    return replace(made, linger=float(flags.linger) or None)
 
 
 def _read_file(path: Path) -> tuple[RunSettings, NetworkSpec, list[str]]:
@@ -128,9 +131,10 @@ def _address_flags(flags: GvproxyFlags) -> RunSettings:
 def _other_flags(flags: GvproxyFlags, file: RunSettings) -> RunSettings:
     notification = None
     if flags.notification:
-        if not flags.notification.startswith("unix://"):
+        if flags.notification.partition(":")[0] != "unix":
             raise GvproxyError("notification listen address must be unix:// address")
-        notification = Path(flags.notification.removeprefix("unix://"))
+        endpoint = parse_endpoint(flags.notification, "-notification", ["unix"])
+        notification = endpoint.path if isinstance(endpoint, UnixEndpoint) else None
     return RunSettings(
         mtu=flags.mtu or None,
         vfkit=_alone(flags.listen_vfkit),
@@ -237,7 +241,7 @@ def _check_endpoints(settings: RunSettings) -> None:
             raise GvproxyError(f"cannot use {one} and {other} protocol at the same time")
     for protocol, scheme in (("bess", "unixpacket"), ("vfkit", "unixgram")):
         for text in getattr(settings, protocol) or ():
-            if not text.startswith(f"{scheme}://"):
+            if text.partition(":")[0] != scheme:
                 raise GvproxyError(f"{protocol} listen address must be {scheme}:// address")
     for forward in settings.ssh_forwards or ():
         try:

@@ -34,6 +34,7 @@ class GvproxyFlags:
     forward_user: list[str] = field(default_factory=list)
     gatewayIP: str = ""  # noqa: N815
     hostIP: str = ""  # noqa: N815
+    linger: int = 0
     listen: list[str] = field(default_factory=list)
     listen_bess: str = ""
     listen_qemu: str = ""
@@ -65,6 +66,7 @@ FLAGS: Final[dict[str, tuple[Kind, str]]] = {
     "forward-user": ("value", "Who to be there"),
     "gatewayIP": ("string", "IP address of the gateway (default: the first of the subnet)"),
     "hostIP": ("string", "IP address that stands for this machine (default: the last of the subnet)"),
+    "linger": ("int", "End after so many seconds without a guest, once one was there (netstack's own; default: never)"),
     "listen": ("value", "Serve the HTTP API there: unix://PATH, tcp://HOST:PORT or vsock://[CID]:PORT"),
     "listen-bess": ("string", "Wait for a guest at unixpacket://PATH (User Mode Linux, BESS)"),
     "listen-qemu": ("string", "Wait for a guest at unix://PATH, tcp://HOST:PORT or vsock://[CID]:PORT (QEMU, libkrun)"),

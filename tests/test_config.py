@@ -252,6 +252,15 @@ def test_links_of_every_kind_in_one_call():
     )
 
 
+def test_an_url_of_a_path_needs_no_authority():
+    """libkrun's tests start gvproxy with unixgram:/PATH."""
+    (link,) = config.link_specs(vfkit=["unixgram:/run/vm.sock"])
+    assert link == ListenLink("vfkit", UnixEndpoint(Path("/run/vm.sock")))
+    for text in ("unixgram:run/vm.sock", "unixgram:", "unixgram"):
+        with pytest.raises(ConfigError, match="expected unixgram://PATH"):
+            config.link_specs(vfkit=[text])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -151,10 +151,11 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "gatewayIP": ("-gatewayIP 192.168.127.7", lambda c: c.network.gateway_ip, ip("192.168.127.7")),
     "deviceIP": ("-deviceIP 192.168.127.7", lambda c: c.network.device_ip, ip("192.168.127.7")),
     "hostIP": ("-hostIP 192.168.127.7", lambda c: c.network.host_ip, ip("192.168.127.7")),
+    "linger": ("-linger 3", lambda c: c.linger, 3.0),
     "pid-file": ("-pid-file p", lambda c: c.pid_file, Path("p")),
     "log-file": ("-log-file l", lambda c: c.log_file, Path("l")),
     "ec2-metadata-access": ("-ec2-metadata-access", lambda c: c.network.metadata_access, True),
-    "notification": ("-notification unix:///none/n", lambda c: c.notification, Path("/none/n")),
+    "notification": ("-notification unix:/none/a%20b", lambda c: c.notification, Path("/none/a b")),
 }
 ELSEWHERE = {"config", "version", *(f"listen-{kind}" for kind in ("qemu", "bess", "vfkit", "vpnkit", "stdio"))} | {
     f"forward-{end}" for end in ("sock", "dest", "user", "identity")
@@ -245,6 +246,7 @@ MESSAGES = {
     "-subnet 10.0.0.0/33": 'failed to parse subnet: netip.ParsePrefix("10.0.0.0/33"): prefix length out of range',
     "-subnet 10.0.0.0/x": 'failed to parse subnet: netip.ParsePrefix("10.0.0.0/x"): bad bits after slash: "x"',
     "-subnet /24": 'failed to parse subnet: netip.ParsePrefix("/24"): ParseAddr(""): unable to parse IP',
+    "-linger -1": "linger value must be seconds, 0 or more: -1",
     "-gatewayIP here": _IPS + "invalid IP address: here",
     "-gatewayIP 10.0.0.1": _IPS + "IP (10.0.0.1) not in subnet (192.168.127.0/24)",
     "-deviceIP 192.168.127.0": _IPS + "IP must not be address of subnet: 192.168.127.0",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from math import inf
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
@@ -81,6 +81,8 @@ class EchoFlows:
         self._table: dict[tuple[bytes, int], EchoFlow] = {}
         self._by_number: dict[int, EchoFlow] = {}
         self._timers: Timers[EchoFlow] = Timers()
+        self.timers: tuple[Timers[Any], ...] = (self._timers,)
+        """Whose first deadline says when `advance` wants to be called."""
 
     def request(self, packet: bytes, header: ipv4.Ipv4, echo: icmp.Echo, dialled: bytes, now: float) -> None:
         """An echo request from the guest to `dialled`, the address after NAT."""
@@ -216,10 +218,6 @@ class EchoFlows:
             if not verdict.allowed:
                 self._judge.refused(question, verdict, "nothing", now)
                 self._close(flow, "refused", now)
-
-    def next_deadline(self) -> float:
-        """When `advance` wants to be called."""
-        return self._timers.next_deadline()
 
     def advance(self, now: float) -> None:
         """End the mappings that were silent for too long."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from netstack.engine import effects
 from netstack.engine.events import INBOUND, FlowClosed, FlowOpened
@@ -74,6 +74,8 @@ class InboundUdp:
         self._taken_outwards = taken
         self._by_number: dict[int, InboundDatagrams] = {}
         self._timers: Timers[InboundDatagrams] = Timers()
+        self.timers: tuple[Timers[Any], ...] = (self._timers,)
+        """Whose first deadline says when `advance` wants to be called."""
         self.closed = False
         """No way in: there is no network, or the kill switch is on."""
 
@@ -101,7 +103,7 @@ class InboundUdp:
             self._outbox.effects.append(effects.InboundDatagramsEnded(number, CLOSED))
             return number
         if len(self.table) >= MAX_FLOWS:
-            self._outbox.drop("inbound-udp-table-full")
+            self._outbox.drop("udp-inbound-table-full")
             self._close(min(self.table.values(), key=_heard_at), "evicted", now)
         flow = InboundDatagrams(number, key, (address, port), guest, client or (address, port), timeout, now)
         self.table[key] = self._by_number[number] = flow
@@ -133,7 +135,7 @@ class InboundUdp:
         flow = self.table.get(key_of((guest, port), quote.source, source))
         if flow is None:
             return False
-        self._outbox.drop("inbound-datagram-refused")
+        self._outbox.drop("udp-inbound-refused")
         self._close(flow, "refused", now)
         return True
 
@@ -161,10 +163,6 @@ class InboundUdp:
         """The guests with these addresses are gone."""
         for flow in [flow for flow in self.table.values() if flow.guest[0] in guests]:
             self._close(flow, "guest left", now)
-
-    def next_deadline(self) -> float:
-        """When `advance` wants to be called."""
-        return self._timers.next_deadline()
 
     def advance(self, now: float) -> None:
         """End the flows that were silent for too long."""

@@ -109,6 +109,7 @@ class Stack:
             echo_flows=self.echo,
             inbound_udp=self.inbound_udp,
         )
+        self._timers = (*self.tcp.timers, *self.udp.timers, *self.echo.timers, *self.inbound_udp.timers)
         self._tcp_table = self.tcp.table
         self._udp_table = self.udp.table
         self._close_ways_in(policy.disabled, "", 0.0)
@@ -397,14 +398,12 @@ class Stack:
 
     def next_deadline(self) -> float:
         """When `advance` wants to be called, infinity while nothing waits for time to pass."""
-        return min(
-            self.tcp.next_deadline(),
-            self.udp.next_deadline(),
-            self.echo.next_deadline(),
-            self.inbound_udp.next_deadline(),
-            self.neighbours.next_deadline(),
-            self._reassembler.next_deadline(),
-        )
+        due = self.neighbours.next_deadline()
+        for timers in self._timers:
+            first = timers.first
+            if first < due:
+                due = first
+        return min(due, self._reassembler.next_deadline())
 
     def advance(self, now: float) -> None:
         """Let everything whose time has come happen."""

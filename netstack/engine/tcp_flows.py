@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from itertools import islice
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from netstack.engine import effects
 from netstack.engine import tcp_states as st
@@ -108,6 +108,8 @@ class TcpFlows:
             keepalive_idle=settings.tcp_keepalive,
         )
         self._timers: Timers[TcpFlow] = Timers()
+        self.timers: tuple[Timers[Any], ...] = (self._timers,)
+        """Whose first deadline says when `advance` wants to be called."""
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
         self.tables = self._flows = flows = TcpTable(outbox, judge)
@@ -462,10 +464,6 @@ class TcpFlows:
         return self._output.waiting
 
     # -- time ------------------------------------------------------------------------------------------------
-
-    def next_deadline(self) -> float:
-        """When `advance` wants to be called."""
-        return self._timers.next_deadline()
 
     def advance(self, now: float) -> None:
         """Timers of connections, dials and services."""

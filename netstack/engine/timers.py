@@ -29,11 +29,13 @@ T = TypeVar("T", bound=Timed)
 class Timers(Generic[T]):
     """A heap of (time, order, owner); `scheduled` of an owner says which of its entries counts."""
 
-    __slots__ = ("_compact_at", "_heap", "_order")
+    __slots__ = ("_compact_at", "_heap", "_order", "first")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
         self._order = 0
+        self.first = inf
+        """When `due` should be asked next; it may come to nothing. Read after every batch, so that it is no call."""
         self._compact_at = _COMPACT_ABOVE
 
     def __len__(self) -> int:
@@ -47,6 +49,8 @@ class Timers(Generic[T]):
             owner.scheduled = deadline
             self._order += 1
             heappush(self._heap, (deadline, self._order, owner))
+            if deadline < self.first:
+                self.first = deadline
             if len(self._heap) > self._compact_at:
                 self._compact()
 
@@ -64,10 +68,7 @@ class Timers(Generic[T]):
         heapify(kept)
         self._heap[:] = kept  # in place: `due` may be going through it
         self._compact_at = max(_COMPACT_ABOVE, 2 * len(kept))
-
-    def next_deadline(self) -> float:
-        """When `due` should be asked next; it may come to nothing."""
-        return self._heap[0][0] if self._heap else inf
+        self.first = kept[0][0] if kept else inf
 
     def due(self, now: float) -> list[T]:
         """The owners whose deadline has come, in order; each has to be scheduled again if it goes on."""
@@ -82,4 +83,5 @@ class Timers(Generic[T]):
                 owners.append(owner)
             else:
                 self.schedule(owner)
+        self.first = heap[0][0] if heap else inf
         return owners

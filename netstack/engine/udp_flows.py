@@ -10,6 +10,7 @@ section 5), whatever their port.
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from netstack.engine import effects
 from netstack.engine.events import FlowClosed, FlowOpened
@@ -100,6 +101,8 @@ class UdpFlows:
         self._by_number: dict[int, Mapping] = {}
         self._unreplied: dict[int, UdpFlow] = {}
         self._timers: Timers[UdpFlow] = Timers()
+        self.timers: tuple[Timers[Any], ...] = (self._timers, self._waiting.timers)
+        """Whose first deadlines say when `advance` wants to be called."""
 
     def send(self, key: bytes, packet: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, now: float) -> None:
         """A datagram from the guest to `dialled`, the address after NAT."""
@@ -256,10 +259,6 @@ class UdpFlows:
         """The guests with these addresses are gone."""
         for flow in [flow for flow in self.table.values() if flow.question.guest[0] in guests]:
             self._close(flow, "guest left", now)
-
-    def next_deadline(self) -> float:
-        """When `advance` wants to be called."""
-        return min(self._timers.next_deadline(), self._waiting.next_deadline())
 
     def judge_again(self, now: float) -> None:
         """End the flows that the policy now in force would refuse; the others live on."""

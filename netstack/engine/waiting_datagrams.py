@@ -69,7 +69,8 @@ class WaitingDatagrams:
         self._outbox = outbox
         self._flows: dict[bytes, Waiting] = {}
         self._by_number: dict[int, Waiting] = {}
-        self._timers: Timers[Waiting] = Timers()
+        self.timers: Timers[Waiting] = Timers()
+        """Its first deadline says when `expired` wants to be called."""
 
     def hold(self, key: bytes, held: Held, now: float) -> tuple[Question, Verdict] | bool:
         """Take a datagram of a flow that waits: True if there is one, with its refusal if this datagram decides it."""
@@ -97,7 +98,7 @@ class WaitingDatagrams:
             return Verdict(REFUSE, verdict.step, "too-many-waiting-flows")
         flow = self._flows[key] = self._by_number[question.flow] = Waiting(key, question, dialled, now)
         flow.held.append(held)
-        self._timers.schedule(flow)
+        self.timers.schedule(flow)
         if verdict.action != REFUSE and not verdict.allowed:
             flow.peek = DatagramPeek(strict_ech=self._judge.policy.settings.strict_ech)
             return self._read_on(flow, flow.peek, now)
@@ -152,13 +153,9 @@ class WaitingDatagrams:
             self._forget(flow)
         return flow
 
-    def next_deadline(self) -> float:
-        """When `expired` wants to be called."""
-        return self._timers.next_deadline()
-
     def expired(self, now: float) -> list[tuple[Waiting, Verdict]]:
         """The flows that took too long, and for what."""
-        flows = self._timers.due(now)
+        flows = self.timers.due(now)
         for flow in flows:
             self._forget(flow)
         return [(flow, flow.waits_for) for flow in flows]

@@ -85,6 +85,7 @@ class Gateway:
         self._api: Api | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
+        self._guests = self._guests_ever = 0
         try:
             if config.events is not None:
                 self._events = EventLog(config.events)
@@ -300,7 +301,17 @@ class Gateway:
         while True:
             link = await listener.accept()
             log.info("%s: a guest has come", link.name)
-            nursery.start_soon(self._serve, link)
+            nursery.start_soon(self._serve_and_linger, link)
+
+    async def _serve_and_linger(self, link: Link) -> None:
+        await self._serve(link)
+        if self.config.linger is None or self._guests:
+            return
+        ever = self._guests_ever
+        await trio.sleep(self.config.linger)
+        if self._guests_ever == ever:
+            log.info("no guest for %g seconds: ending", self.config.linger)
+            self._serving.cancel()
 
     async def serve_link(self, link: Link) -> None:
         """Carry the frames of one more guest until its link ends. What it sends that makes no sense ends only that."""
@@ -311,6 +322,8 @@ class Gateway:
 
     async def _serve(self, link: Link) -> None:
         cable = self.wires.lay(link)
+        self._guests += 1
+        self._guests_ever += 1
         try:
             await self.driver.serve(cable)
         except* LinkError as errors:
@@ -324,6 +337,7 @@ class Gateway:
                 self._failure = f"{link.name}: the device is gone"
             log.info("%s: the guest has left", link.name)
         finally:
+            self._guests -= 1
             self.wires.take_up(cable)
 
     def _notify_failure(self) -> None:

@@ -27,16 +27,16 @@ def scheduled(*deadlines: float) -> tuple[Timers[Owner], list[Owner]]:
 
 def test_nothing_waits_at_first() -> None:
     heap: Timers[Owner] = Timers()
-    assert heap.next_deadline() == inf
+    assert heap.first == inf
     assert heap.due(1e9) == []
 
 
 def test_in_the_order_of_their_deadlines() -> None:
     heap, (late, early, never) = scheduled(3.0, 1.0, inf)
-    assert heap.next_deadline() == 1.0
+    assert heap.first == 1.0
     assert heap.due(0.999) == []
     assert heap.due(3.0) == [early, late]
-    assert heap.next_deadline() == inf
+    assert heap.first == inf
     assert never.scheduled == inf
 
 
@@ -49,9 +49,9 @@ def test_a_deadline_that_moved_later_is_asked_again() -> None:
     heap, (owner,) = scheduled(1.0)
     owner.deadline = 5.0
     heap.schedule(owner)
-    assert heap.next_deadline() == 1.0, "moving later costs nothing, so the old entry stands"
+    assert heap.first == 1.0, "moving later costs nothing, so the old entry stands"
     assert heap.due(1.0) == []
-    assert heap.next_deadline() == 5.0
+    assert heap.first == 5.0
     assert heap.due(5.0) == [owner]
 
 
@@ -59,7 +59,7 @@ def test_a_deadline_that_moved_earlier_counts_at_once_and_only_once() -> None:
     heap, (owner,) = scheduled(5.0)
     owner.deadline = 1.0
     heap.schedule(owner)
-    assert heap.next_deadline() == 1.0
+    assert heap.first == 1.0
     assert heap.due(1.0) == [owner]
     owner.deadline = inf
     assert heap.due(10.0) == []
@@ -69,7 +69,7 @@ def test_an_owner_without_a_deadline_any_more_is_left_alone() -> None:
     heap, (owner,) = scheduled(1.0)
     owner.deadline = inf
     assert heap.due(1.0) == []
-    assert heap.next_deadline() == inf
+    assert heap.first == inf
 
 
 def test_the_heap_lets_go_of_owners_that_are_gone() -> None:
@@ -102,9 +102,9 @@ def test_tidying_up_while_owners_are_due_loses_nobody() -> None:
         heap.schedule(owner)
         owner.deadline = 2.0
     assert heap.due(1.0) == []
-    assert heap.next_deadline() == 2.0
+    assert heap.first == 2.0
     assert heap.due(2.0) == owners
-    assert heap.next_deadline() == inf
+    assert heap.first == inf
 
 
 class Comparison(RuleBasedStateMachine):
@@ -137,7 +137,7 @@ class Comparison(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
-        assert self.heap.next_deadline() <= min(owner.deadline for owner in self.owners)
+        assert self.heap.first <= min(owner.deadline for owner in self.owners)
         self.heap._compact_at = 8
 
 

@@ -176,6 +176,37 @@ async def test_the_capture_holds_both_directions(pair: tuple[int, socket.socket]
         assert [frame for _, frame in dpkt.pcapng.Reader(file)] == [ARP_REQUEST, reply]
 
 
+async def test_a_gateway_lingers_as_long_as_it_is_told_to(
+    tmp_path: Path, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+):
+    """A guest that is back in time keeps it up, however long it stays; the last one that is not ends it, status 0."""
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "qemu"
+    config = RunConfig(network=network_settings(), links=(ListenLink("qemu", UnixEndpoint(path)),), linger=10.0)
+    gateway = Gateway(config, opened(config))
+    ended = trio.Event()
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await gateway.run(task_status=task_status)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        mock_clock.jump(3600)
+        for left, seconds in ((1, 9), (2, 3600)):
+            async with await trio.open_unix_socket(path) as guest:
+                for _ in range(2):
+                    await guest.send_all(len(ARP_REQUEST).to_bytes(4, "big") + ARP_REQUEST)
+                    assert (await guest.receive_some(4096))[10:16] == GATEWAY_MAC
+                    mock_clock.jump(3600)
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+            while caplog.text.count("the guest has left") < left:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            mock_clock.jump(seconds)
+        await ended.wait()
+    assert not path.exists()
+
+
 async def test_a_guest_that_leaves_a_listener_may_come_back(tmp_path: Path):
     path = tmp_path / "qemu"
     config = RunConfig(network=network_settings(), links=(ListenLink("qemu", UnixEndpoint(path)),))
