@@ -37,6 +37,8 @@ _TAIL: Final = Struct("<HHIHHI")  # epb_flags, its length, value, end of options
 _PACKET_BLOCK: Final = 6
 _COMMENT: Final = 1
 _EPB_FLAGS: Final = 2
+SEGMENT_OFFLOAD: Final = "segment offload "
+"""What an interface's comment begins with where frames may be larger than the MTU, and their checksums partial."""
 INBOUND: Final = 1
 """epb_flags of a frame from the guest."""
 OUTBOUND: Final = 2
@@ -59,9 +61,11 @@ class CaptureWriter:
         *,
         clock: Callable[[], float] = trio.current_time,
         comment: Comment | None = None,
+        remark: Callable[[int], str] | None = None,
     ) -> None:
         """Create or empty `path`. `clock` gives the `now` of the frames, seconds; `comment` is asked once about each
-        frame, when it is written. Raises LinkError if the file cannot be opened.
+        frame, when it is written. `remark` gives the comment of the whole file; it is told what is added to the clock
+        to make the file's times of it, nanoseconds. Raises LinkError if the file cannot be opened.
         """
         self.path = Path(path)
         self.failure = ""
@@ -79,11 +83,14 @@ class CaptureWriter:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise LinkError(f"{self.path}: cannot write the capture there: {error.strerror}") from error
+        said = remark(self._offset()).encode() if remark is not None else b""
+        remarks = [pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_COMMENT, data=said)] if said else []
         self._put(
             bytes(
                 pcapng.SectionHeaderBlockLE(
                     opts=[
                         pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_SHB_USERAPPL, data=b"netstack"),
+                        *remarks,
                         pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_ENDOFOPT),
                     ]
                 )
@@ -94,14 +101,20 @@ class CaptureWriter:
         """The same link with all its frames written here as well."""
         return CapturingLink(link, self)
 
-    def add_interface(self, name: str) -> int:
-        """Describe an Ethernet interface with nanosecond times; the number to write its frames with."""
+    def add_interface(self, name: str, segment_offload: int = 0) -> int:
+        """Describe an Ethernet interface with nanosecond times; the number to write its frames with.
+
+        `segment_offload` is the link's capability of that name: above 0, frames come with it in mind.
+        """
+        note = f"{SEGMENT_OFFLOAD}{segment_offload}".encode() if segment_offload else b""
+        notes = [pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_COMMENT, data=note)] if note else []
         self._put(
             bytes(
                 pcapng.InterfaceDescriptionBlockLE(
                     linktype=pcapng.DLT_EN10MB,
                     snaplen=MAX_FRAME,
                     opts=[
+                        *notes,
                         pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_IF_NAME, data=name.encode()),
                         pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_IF_TSRESOL, data=b"\x09"),
                         pcapng.PcapngOptionLE(code=pcapng.PCAPNG_OPT_ENDOFOPT),
@@ -134,9 +147,13 @@ class CaptureWriter:
 
     def _stamp(self) -> int:
         """Nanoseconds of the wall clock."""
+        return self._offset() + int(self._clock() * 1e9)
+
+    def _offset(self) -> int:
+        """Nanoseconds between the clock and the wall clock, the same for the whole file."""
         if self._wall_offset is None:
             self._wall_offset = time.time_ns() - int(self._clock() * 1e9)
-        return self._wall_offset + int(self._clock() * 1e9)
+        return self._wall_offset
 
     def _add(self, interface: int, frames: Sequence[bytes], direction: int, stamp: int) -> None:
         high, low = stamp >> 32, stamp & 0xFFFFFFFF
@@ -213,7 +230,7 @@ class CapturingLink(Link):
         self.counters = link.counters
         self._link = link
         self._writer = writer
-        self._interface = writer.add_interface(link.name)
+        self._interface = writer.add_interface(link.name, link.capabilities.segment_offload)
 
     async def receive_batch(self) -> list[bytes]:
         """See Link."""

@@ -116,6 +116,10 @@ class TcpFlows:
         self._time_wait = flows.time_wait
         self.admission = TcpAdmission(settings, flows, outbox, judge, self._timers, self.touch)
 
+    def flow(self, number: int) -> TcpFlow | None:
+        """The flow with a number that effects speak of; None once it is over."""
+        return self._streams.get(number)
+
     # -- from the guest --------------------------------------------------------------------------------------
 
     def reopens(self, flow: TcpFlow, sequence: int) -> bool:

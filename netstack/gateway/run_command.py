@@ -43,6 +43,7 @@ from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.host_datagrams import open_ping_socket
 from netstack.gateway.resolver import Resolver
 from netstack.network_spec import NetworkSpec
+from netstack.recorded_settings import recorder
 
 if TYPE_CHECKING:
     from guest_iface.capture import CaptureWriter
@@ -182,6 +183,7 @@ class Gateway:
         self._events: EventLog | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
+        network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
         try:
             if config.events is not None:
                 self._events = EventLog(config.events)
@@ -189,11 +191,12 @@ class Gateway:
                 from guest_iface.capture import CaptureWriter
 
                 self._comments = CaptureComments()
-                self._capture = CaptureWriter(config.capture, comment=self._comments.take)
+                self._capture = CaptureWriter(
+                    config.capture, comment=self._comments.take, remark=recorder(network, config.policy.policy())
+                )
         except (EventLogError, LinkError) as error:
             attachments.close()
             raise RunFailed(str(error)) from error
-        network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
         resolver = Resolver(
             config.dns_upstreams,
             never_ask=[socket.inet_ntoa(network.gateway_ip)],

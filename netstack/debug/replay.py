@@ -1,0 +1,514 @@
+"""A capture played again into the very same Stack, on virtual time: `Replay` yields a record for each step.
+
+The contract, which `netstack replay`, `netstack explain` and the pytest plugin lean on:
+
+    with Replay.open("some.pcapng") as replay:
+        for record in replay:
+            ...
+    replay.summary
+
+Each frame of the file gives one Record, in file order; what time alone did (a retransmission, an expired flow) gives a
+record without a frame. A record holds the engine's events of that step, the frames that we sent in it, and the
+differences that became certain. The same file with the same options gives the same records, byte for byte.
+
+*Guest* frames are received by the engine. *Host* frames, the recorded answers, are read as the upstream's script
+(`host_script`) and compared with what we send (`comparison`). Of a capture of our own the settings and the policy come
+out of the file, initial sequence numbers and times are the recorded ones, and frames that came in one batch are in one
+batch again: such a capture replays byte for byte. Of another stack's our options are bounded by the recorded SYN-ACK,
+and the guest's acknowledgements are mapped to our numbers where they differ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from netstack import recorded_settings
+from netstack.debug import packets
+from netstack.debug.capture_reader import OUTBOUND, CapturedFrame, CaptureError, CaptureReader
+from netstack.debug.comparison import Comparison, Difference, connection_difference
+from netstack.debug.conversation import Conversation, bounded_syn
+from netstack.debug.host_script import HostScript
+from netstack.debug.lookahead import LOOKAHEAD, Lookahead, Seen
+from netstack.debug.parties import Parties, find, from_packet
+from netstack.engine.events import Event, FlowClosed, FlowOpened, FlowRefused
+from netstack.engine.policy import FULL_ACCESS, PolicySettings
+from netstack.engine.settings import NetworkSettings
+from netstack.engine.stack import Stack
+from netstack.wire import tcp
+
+GUEST: Final = "guest"
+HOST: Final = "host"
+CLOCK: Final = "clock"
+
+MAX_CONVERSATIONS: Final = 65_536
+"""TCP connections that are followed at once; the one that was silent longest is judged and forgotten."""
+LATE: Final = 0.1
+"""Seconds by which a live driver's timer may have been late: a deadline that near waits for the recorded frame."""
+TICK: Final = 0.004
+"""Seconds around a recorded frame in which a timer may have been what sent it."""
+OFFLOAD_NOTE: Final = "segment offload "
+"""What the comment of an interface begins with whose link cuts frames (guest_iface.capture)."""
+_MASK: Final = 0xFFFFFFFF
+
+
+class Record(NamedTuple):
+    """One step. `time` is seconds since the first frame; `number` the frame's, as Wireshark counts, 0 for CLOCK."""
+
+    number: int
+    time: float
+    direction: str
+    """GUEST, HOST (recorded), or CLOCK: no frame, time went by."""
+    frame: bytes
+    """As recorded, with an Ethernet header; empty for CLOCK."""
+    flow: int
+    """The engine's number of the flow it belongs to; 0 where there is none."""
+    events: tuple[Event, ...]
+    """What the engine told. Of frames that came in one batch, what it told of all of them is with the last."""
+    answers: tuple[bytes, ...]
+    """The frames we sent. Of a batch as well."""
+    differences: tuple[Difference, ...]
+    """Certain by now; a difference's `number` says which recorded frame it is about."""
+    skipped: str = ""
+    """Why a guest's frame was not given to the engine; mostly empty."""
+    comment: str = ""
+    """What the file says beside the frame."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a replay came to. Counts; `differences` of all records together."""
+
+    frames: int = 0
+    guest_frames: int = 0
+    host_frames: int = 0
+    cut_off: int = 0
+    """Frames of which the capture holds only the beginning: the rest is replayed as zeros."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    differences: int = 0
+    compared: int = 0
+    """Recorded frames or answers that were found equal."""
+    seconds: float = 0.0
+    events: Counter[str] = field(default_factory=Counter)
+
+
+class Replay:
+    """One replay of one file. Iterate over it once."""
+
+    def __init__(
+        self,
+        reader: CaptureReader,
+        *,
+        policy: PolicySettings | None = None,
+        network: NetworkSettings | None = None,
+        guest: bytes | None = None,
+        lookahead: int = LOOKAHEAD,
+        batches: int | None = None,
+    ) -> None:
+        """`policy` replaces the recorded one (of other stacks: full access); `network` replaces what is found out.
+
+        `guest`: its IPv4 address or MAC, where it cannot be found out. `batches`: guest frames given to the engine at
+        once, at most; None is as recorded. Raises CaptureError.
+        """
+        self.reader = reader
+        self.summary = Summary()
+        self.streams: dict[bytes, bytearray] | None = None
+        """Set to a dictionary before iterating: collects what went out to the host, by the flow's four-tuple."""
+        self._ahead = Lookahead(reader, lookahead)
+        first = self._ahead.first()
+        recorded = self._recorded()
+        self.own = recorded is not None
+        """The capture is one of ours, and says under which settings it was made."""
+        where = str(reader.path)
+        if recorded is not None:
+            self.parties = Parties(network or recorded.network, b"", b"", "the capture's own record")
+            self._clock = recorded.clock
+        else:
+            self.parties = find(first, guest, where) if first else _nobody()
+            if network is not None:
+                self.parties = replace(self.parties, network=network)
+            self._clock = first[0].time if first else 0
+        self.policy = policy or (recorded.policy if recorded is not None else None) or FULL_ACCESS
+        self.exact = recorded is not None and network is None and policy in (None, recorded.policy)
+        """Answers are compared byte for byte."""
+        self._batches = batches
+        self._offload: dict[bytes, int] = {}
+        self._isn: dict[bytes, int] = {}
+        self._conversations: OrderedDict[bytes, Conversation] = OrderedDict()
+        self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self.stack = Stack(
+            self.parties.network,
+            initial_sequence=lambda key, _now: self._isn.get(key, 0),
+            policy=self.policy,
+            segment_offload=lambda mac: self._offload.get(mac, 0),
+        )
+        self._script = HostScript(self.stack, self._conversations, self._ahead, self._report, own=self.exact)
+        self._script.sent = self._sent_to_host
+        self._comparison = Comparison(exact=self.exact)
+        self._events: list[Event] = []
+        self._answers: list[bytes] = []
+        self._parted: list[Difference] = []
+        self._now = 0.0
+        self._start: float | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        policy: PolicySettings | None = None,
+        network: NetworkSettings | None = None,
+        guest: bytes | None = None,
+    ) -> Self:
+        """A replay of a file; see the constructor. Raises CaptureError."""
+        reader = CaptureReader(path)
+        try:
+            return cls(reader, policy=policy, network=network, guest=guest)
+        except BaseException:
+            reader.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reader.close()
+
+    def _recorded(self) -> recorded_settings.RecordedSettings | None:
+        try:
+            return recorded_settings.read(self.reader.comment)
+        except recorded_settings.RecordedSettingsError as error:
+            raise CaptureError(f"{self.reader.path}: {error}") from error
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records. Raises CaptureError where the file cannot be read any further."""
+        group: list[Seen] = []
+        for seen in self._ahead.play(self._see):
+            following = self._ahead.peek()
+            group.append(seen)
+            if following is not None and self._together(seen, following, len(group)):
+                continue
+            yield from self._play(group)
+            group = []
+        yield from self._finish()
+
+    def _see(self, captured: CapturedFrame) -> Seen:
+        """Whose frame it is, and what is in it."""
+        frame = from_packet(captured, self.parties.guest_ip)
+        if len(captured.data) < captured.length:
+            self.summary.cut_off += 1
+            frame = frame.ljust(len(frame) + captured.length - len(captured.data), b"\0")
+        if self.own:
+            from_guest = captured.direction != OUTBOUND
+        elif frame[6:12] == self.parties.guest_mac:
+            from_guest = True
+            # Whatever neighbour it was for is behind our one gateway now.
+            if not frame[0] & 1:
+                frame = self.parties.gateway_mac + frame[6:]
+        else:
+            from_guest = False
+        return Seen(captured, from_guest, frame, packets.read(frame))
+
+    def _together(self, seen: Seen, following: Seen, count: int) -> bool:
+        """Whether two frames were one batch: they have the same time and direction, on the same interface."""
+        one, other = seen.captured, following.captured
+        if self._batches is not None and seen.from_guest and count >= self._batches:
+            return False
+        if not self.own:
+            return self._batches is not None and seen.from_guest and following.from_guest and one.time == other.time
+        return seen.from_guest == following.from_guest and one.time == other.time and one.interface == other.interface
+
+    def _play(self, group: list[Seen]) -> Iterator[Record]:
+        last = group[-1]
+        when = (last.captured.time - self._clock) / 1e9
+        if self._start is None:
+            self._start = (group[0].captured.time - self._clock) / 1e9
+            self._now = self._start
+        yield from self._let_time_pass(when)
+        skipped: list[str] = []
+        if last.from_guest:
+            self._now = max(self._now, when)
+            skipped = [self._from_guest(seen) for seen in group]
+            self._flush(self._flush_time(when))
+            self._comparison.matched()
+        else:
+            self._from_host(group, when)
+        differences = self._differences()
+        for seen in group[:-1]:
+            yield self._record(seen, (), (), (), skipped.pop(0) if skipped else "")
+        events, answers = self._take()
+        yield self._record(last, events, answers, differences, skipped.pop(0) if skipped else "")
+
+    def _record(
+        self,
+        seen: Seen,
+        events: tuple[Event, ...],
+        answers: tuple[bytes, ...],
+        differences: tuple[Difference, ...],
+        skipped: str,
+    ) -> Record:
+        captured, summary = seen.captured, self.summary
+        summary.frames += 1
+        if seen.from_guest:
+            summary.guest_frames += 1
+        else:
+            summary.host_frames += 1
+        if skipped:
+            summary.skipped[skipped] += 1
+        time = (captured.time - self._clock) / 1e9 - (self._start or 0.0)
+        summary.seconds = max(summary.seconds, time)
+        direction = GUEST if seen.from_guest else HOST
+        flow = self._flow_number(seen)
+        return Record(
+            captured.number, time, direction, seen.frame, flow, events, answers, differences, skipped, captured.comment
+        )
+
+    def _take(self) -> tuple[tuple[Event, ...], tuple[bytes, ...]]:
+        events, answers = tuple(self._events), tuple(self._answers)
+        self._events, self._answers = [], []
+        return events, answers
+
+    def _flow_number(self, seen: Seen) -> int:
+        packet = seen.packet
+        if packet.kind == "icmp" and (quoted := packets.quoted(packet)) is not None:
+            packet = quoted
+            return self._numbers.get((packet.kind, packet.key), 0)
+        if packet.kind == "icmp":
+            guest, other = (
+                (packet.source, packet.destination) if seen.from_guest else (packet.destination, packet.source)
+            )
+            return self._numbers.get(("icmp", guest + other + packet.source_port.to_bytes(2, "big") + b"\0\0"), 0)
+        key = packet.key if seen.from_guest else packet.reversed_key
+        if packet.kind == "tcp" and (flow := self.stack.tcp.table.get(key)) is not None:
+            return flow.id
+        return self._numbers.get((packet.kind, key), 0)
+
+    # -- the guest's side ----------------------------------------------------------------------------------------------
+
+    def _from_guest(self, seen: Seen) -> str:
+        """Give the engine a frame of the guest's; why not, if not."""
+        frame, packet = seen.frame, seen.packet
+        if self.own:
+            interface = self.reader.interfaces[seen.captured.interface]
+            if interface.comment.startswith(OFFLOAD_NOTE):
+                self._offload[frame[6:12]] = int(interface.comment[len(OFFLOAD_NOTE) :])
+            if frame[:6] != self.parties.gateway_mac and frame[:1] and not frame[0] & 1:
+                return "for another guest"
+        if packet.kind == "tcp" and not packet.fault:
+            word, frame = self._segment(frame, packet)
+            if word:
+                return word
+        if seen.captured.comment and self.exact:
+            self._script.comment(packet, seen.captured.comment, from_guest=True, now=self._now)
+        self.stack.receive_frame(frame, self._now)
+        return ""
+
+    def _segment(self, frame: bytes, packet: packets.Packet) -> tuple[str, bytes]:
+        key = packet.key
+        conversation = self._conversations.get(key)
+        if packet.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
+            frame = self._syn(frame, packet, conversation)
+        elif not self.exact:
+            if conversation is None:
+                return "begins before the capture", frame
+            if conversation.parted:
+                return "its flow has ended here", frame
+            frame = conversation.fit(frame, packet)
+        return "", frame
+
+    def _syn(self, frame: bytes, packet: packets.Packet, old: Conversation | None) -> bytes:
+        """A new connection, or its SYN once more: note what the recorded host side is going to agree to."""
+        key = packet.key
+        if old is None or old.guest_isn != packet.sequence:
+            if old is not None:
+                self._judge(old)
+            self._conversations[key] = old = Conversation(key, packet.sequence)
+            if len(self._conversations) > MAX_CONVERSATIONS:
+                self._judge(self._conversations.popitem(last=False)[1])
+        answer = self._ahead.answer(key)
+        if answer is not None:
+            old.isn = answer.sequence
+            self._isn[key] = answer.sequence
+            if not self.exact:
+                frame = bounded_syn(frame, packet, tcp.parse_options(answer.options))
+        return frame
+
+    # -- the host's side -----------------------------------------------------------------------------------------------
+
+    def _from_host(self, group: list[Seen], when: float) -> None:
+        time = when - (self._start or 0.0)
+        for seen in group:
+            if not self.own and seen.frame[6:12] != self.parties.gateway_mac and seen.frame[0] & 1:
+                continue  # of some other station, to everybody
+            self._comparison.recorded(seen.captured.number, time, seen.frame)
+        now = self._now = max(self._now, self._exact_time(group, when))
+        for seen in group:
+            if self.exact and seen.captured.comment:
+                self._script.comment(seen.packet, seen.captured.comment, from_guest=False, now=now)
+            self._script.hear(seen.frame, seen.packet, now)
+        self.stack.advance(now)
+        self._flush(now)
+        if self._comparison.matched() or not self.exact:
+            return
+        # A timer that is due in a moment by our reckoning was due already by the recorded one.
+        deadline = self.stack.next_deadline()
+        if deadline <= now + TICK:
+            self.stack.advance(deadline)
+            self._flush(now)
+            self._comparison.matched()
+
+    def _exact_time(self, group: list[Seen], when: float) -> float:
+        """When the engine made these frames: a time stamp of TCP says it to the millisecond (own captures only)."""
+        if not self.exact:
+            return when
+        for seen in group:
+            if seen.packet.kind != "tcp":
+                continue
+            stamps = tcp.parse_options(seen.packet.options).timestamps
+            conversation = self._conversations.get(seen.packet.reversed_key)
+            if stamps is None or conversation is None or conversation.isn is None:
+                continue
+            behind = (int(when * 1000) - stamps[0] + conversation.isn) & _MASK
+            if behind > 1 << 31:
+                behind -= 1 << 32
+            if behind and abs(behind) <= 1000:
+                # The nearest moment within the millisecond it says.
+                edge = 0.999 if behind > 0 else 0.001
+                return (int(when * 1000) - behind + edge) / 1000
+            return when
+        return when
+
+    def _flush_time(self, when: float) -> float:
+        """When what a batch led to was sent: with the frames recorded behind it, if they came at once."""
+        following = self._ahead.peek()
+        if not self.exact or following is None or following.from_guest:
+            return when
+        then = (following.captured.time - self._clock) / 1e9
+        if then - when > TICK:
+            return when
+        return max(when, self._exact_time([following], then))
+
+    # -- time, and what comes of it ------------------------------------------------------------------------------------
+
+    def _let_time_pass(self, until: float) -> Iterator[Record]:
+        """Timers that are due before `until`."""
+        slack = LATE if self.exact else 0.0
+        while (deadline := self.stack.next_deadline()) <= until - slack:
+            self._now = max(self._now, deadline)
+            self.stack.advance(self._now)
+            self._flush(self._now)
+            events, answers = self._take()
+            if events or answers:
+                time = self._now - (self._start or 0.0)
+                yield Record(0, time, CLOCK, b"", 0, events, answers, ())
+
+    def _flush(self, now: float) -> None:
+        """Carry out what the engine asks, and take what it sends."""
+        self._now = max(self._now, now)
+        stack = self.stack
+        while asked := stack.take_effects(now):
+            for effect in asked:
+                self._script.carry_out(effect, now)
+        time = now - (self._start or 0.0)
+        for frame in stack.take_frames(now):
+            self._answers.append(frame)
+            self._comparison.sent(frame, time)
+            self._note_sent(frame)
+            self.summary.sent += 1
+        self._script.expire(now)
+
+    def _note_sent(self, frame: bytes) -> None:
+        """Follow what we do to a connection."""
+        packet = packets.read(frame)
+        if packet.kind != "tcp":
+            quoted = packets.quoted(packet)
+            conversation = self._conversations.get(quoted.key) if quoted is not None else None
+            if conversation is not None:
+                conversation.answered_by_us = conversation.answered_by_us or "ICMP"
+            return
+        conversation = self._conversations.get(packet.reversed_key)
+        if conversation is None:
+            return
+        if packet.flags & tcp.RST:
+            conversation.answered_by_us = conversation.answered_by_us or "RST"
+            conversation.ours_reset = conversation.parted = True
+            return
+        if packet.flags & tcp.SYN:
+            self._opened_by_us(conversation, packet)
+        flow = self.stack.tcp.table.get(packet.reversed_key)
+        if flow is not None and (packet.body or packet.flags & tcp.FIN) and conversation.isn is not None:
+            place = (packet.sequence - conversation.isn - conversation.shift - 1) & _MASK
+            conversation.ours_end = max(conversation.ours_end, place + len(packet.body))
+            conversation.ours_finished |= bool(packet.flags & tcp.FIN)
+
+    def _opened_by_us(self, conversation: Conversation, packet: packets.Packet) -> None:
+        conversation.answered_by_us = "SYN-ACK"
+        if conversation.isn is None or self.exact:
+            return
+        conversation.shift = (packet.sequence - conversation.isn) & _MASK
+        answer = self._ahead.answer(conversation.key)
+        theirs = tcp.parse_options(answer.options).timestamps if answer is not None else None
+        ours = tcp.parse_options(packet.options).timestamps
+        if ours is not None and theirs is not None:
+            conversation.stamp_shift = (ours[0] - theirs[0]) & _MASK
+
+    def _sent_to_host(self, key: bytes, data: bytes) -> None:
+        if self.streams is not None:
+            self.streams.setdefault(key, bytearray()).extend(data)
+
+    def _report(self, event: Event) -> None:
+        self._events.append(event)
+        self.summary.events[type(event).__name__] += 1
+        if isinstance(event, FlowOpened | FlowRefused | FlowClosed):
+            (guest, port), (destination, other) = event.guest, event.destination
+            key = guest + destination + port.to_bytes(2, "big") + other.to_bytes(2, "big")
+            self._numbers.pop((event.protocol, key), None)
+            self._numbers[event.protocol, key] = event.flow
+            if len(self._numbers) > MAX_CONVERSATIONS:
+                self._numbers.popitem(last=False)
+
+    # -- what differs --------------------------------------------------------------------------------------------------
+
+    def _judge(self, conversation: Conversation) -> None:
+        """A connection is over, or replaced: was it as recorded?"""
+        self._isn.pop(conversation.key, None)
+        if self.exact:
+            return
+        what = connection_difference(conversation)
+        if what:
+            ends = packets.endpoints(conversation.key)
+            self._parted.append(Difference(0, self._now - (self._start or 0.0), f"{ends}: {what}"))
+
+    def _differences(self, *, over: bool = False) -> tuple[Difference, ...]:
+        found = self._comparison.due(self._now - (self._start or 0.0), over=over)
+        found += self._parted
+        self._parted = []
+        self.summary.differences += len(found)
+        self.summary.compared = self._comparison.compared
+        return tuple(found)
+
+    def _finish(self) -> Iterator[Record]:
+        """The end of the file: what was on its way is judged."""
+        if not self.exact:
+            # What the engine has in its buffers goes out when its timers say so.
+            yield from self._let_time_pass(self._now + 1.0)
+        for conversation in self._conversations.values():
+            self._judge(conversation)
+        differences = self._differences(over=True)
+        events, answers = self._take()
+        if differences or events or answers:
+            yield Record(0, self._now - (self._start or 0.0), CLOCK, b"", 0, events, answers, differences)
+
+
+def _nobody() -> Parties:
+    """Of a capture without a frame."""
+    return Parties(NetworkSettings(), b"", b"", "nothing to be found")
