@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from netstack import __version__
+from netstack import __version__, cli_replay
 
 if TYPE_CHECKING:
     from netstack.config import LinkSpec, RunConfig
@@ -438,6 +438,12 @@ def completion(*, shell: str) -> int:
         raise click.ClickException(f"click knows no completion for {shell}")
     click.echo(made(cli, {}, "netstack", COMPLETION_VARIABLE).source())
     return 0
+
+
+# What would this policy have done? Without any of them the capture's own holds.
+for _option in _POLICY_OPTIONS:
+    _option(cli_replay.replay)
+cli.add_command(cli_replay.replay)
 
 
 def _fail(message: str, status: int, context: click.Context | None = None) -> NoReturn:

@@ -12,6 +12,8 @@ from pathlib import Path
 from struct import Struct
 from typing import BinaryIO, Final, NamedTuple
 
+from netstack.config import ConfigError
+
 UNKNOWN: Final = 0
 INBOUND: Final = 1
 """From the guest, as guest_iface.capture has it (epb_flags, draft-ietf-opsawg-pcapng section 4.3.1)."""
@@ -50,8 +52,12 @@ _OTHER_LINK_TYPES: Final = {
 }
 
 
-class CaptureError(ValueError):
+class CaptureError(ConfigError):
     """A file that cannot be read, or not any further. The message names the file, the frame and what was expected."""
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+        self.key, self.value, self.expected = "capture", "", message
 
 
 class Interface(NamedTuple):

@@ -239,8 +239,11 @@ def connection_difference(conversation: Conversation) -> str:
     found = []
     if conversation.ours_end < conversation.given:
         found.append(f"{conversation.ours_end} of {conversation.given} bytes reached the guest")
-    if conversation.took < conversation.text_recorded:
-        found.append(f"{conversation.took} of {conversation.text_recorded} bytes of the guest's went out")
+    text = conversation.text_recorded
+    if conversation.guest_end is not None:
+        text = min(text, conversation.guest_end)
+    if conversation.took < text:
+        found.append(f"{conversation.took} of {text} bytes of the guest's went out")
     if conversation.recorded_finished and not (conversation.ours_finished or conversation.ours_reset):
         found.append("the host's FIN was not passed on")
     if conversation.ours_reset and not conversation.recorded_reset:

@@ -20,9 +20,9 @@ class Conversation:
     """By the guest's four-tuple. Positions count the host's bytes from 0, and never wrap."""
 
     __slots__ = (
-        "answered", "answered_by_us", "end_given", "end_recorded", "given", "guest_isn", "isn", "key", "ours_end",
-        "ours_finished", "ours_reset", "parted", "pieces", "recorded_finished", "recorded_reset", "shift",
-        "stamp_shift", "text_recorded", "took", "unread",
+        "answered", "answered_by_us", "end_given", "end_recorded", "given", "guest_end", "guest_isn", "isn", "key",
+        "last_frame", "ours_end", "ours_finished", "ours_reset", "owed", "paid", "parted", "pieces",
+        "recorded_finished", "recorded_reset", "shift", "stamp_shift", "text_recorded", "took", "unread",
     )  # fmt: skip
 
     def __init__(self, key: bytes, guest_isn: int) -> None:
@@ -30,6 +30,14 @@ class Conversation:
         self.guest_isn = guest_isn
         self.isn: int | None = None
         """The recorded host side's initial sequence number; None until it is known."""
+        self.guest_end: int | None = None
+        """Bytes of the guest's stream, once it has sent its FIN."""
+        self.owed: int | None = None
+        """What the guest acknowledged of the recorded host's before we sent as much; in our numbers."""
+        self.paid = -1
+        """Up to where we had sent when it was last said."""
+        self.last_frame = b""
+        """The guest's last segment, from which acknowledgements are made that it owes us."""
         self.shift = 0
         """Our initial sequence number minus the recorded one."""
         self.stamp_shift = 0
@@ -106,6 +114,41 @@ class Conversation:
                 for block in range(at + 2, at + length - 7, 8):
                     left, right = _PAIR.unpack_from(changed, block)
                     _PAIR.pack_into(changed, block, (left + self.shift) & _MASK, (right + self.shift) & _MASK)
+        return bytes(changed)
+
+    def acknowledge(self, frame: bytes, packet: packets.Packet, send_next: int) -> bytes:
+        """The same frame, acknowledging no more than we have sent; what it says beyond is owed."""
+        self.last_frame = frame
+        header = packet.header
+        if header is None or not packet.flags & tcp.ACK:
+            return frame
+        acknowledgement = (packet.acknowledgement + self.shift) & _MASK
+        if not 0 < (acknowledgement - send_next) & _MASK < _HALF:
+            self.owed = None
+            return frame
+        self.owed, self.paid = acknowledgement, send_next & _MASK
+        changed = bytearray(frame)
+        _WORD.pack_into(changed, 14 + header.header_length + 8, send_next & _MASK)
+        return bytes(changed)
+
+    def pay(self, send_next: int) -> bytes:
+        """An acknowledgement that was owed, as far as we have sent by now; empty when it has been said."""
+        packet = packets.read(self.last_frame)
+        header = packet.header
+        if self.owed is None or header is None:
+            return b""
+        upto = self.owed
+        if 0 < (upto - send_next) & _MASK < _HALF:
+            upto = send_next & _MASK
+        else:
+            self.owed = None
+        start = 14 + header.header_length
+        end = start + tcp.HEADER + len(packet.options)
+        changed = bytearray(self.last_frame[:end])
+        changed[16:18] = (end - 14).to_bytes(2, "big")
+        follows = packet.sequence + len(packet.body) + bool(packet.flags & (tcp.SYN | tcp.FIN))
+        _PAIR.pack_into(changed, start + 4, follows & _MASK, upto)
+        changed[start + 13] = tcp.ACK
         return bytes(changed)
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -30,8 +30,8 @@ from typing import Final, NamedTuple, Self
 from netstack import recorded_settings
 from netstack.debug import packets
 from netstack.debug.capture_reader import OUTBOUND, CapturedFrame, CaptureError, CaptureReader
-from netstack.debug.comparison import Comparison, Difference, connection_difference
-from netstack.debug.conversation import Conversation, bounded_syn
+from netstack.debug.comparison import Comparison, Difference
+from netstack.debug.connections import Connections
 from netstack.debug.host_script import HostScript
 from netstack.debug.lookahead import LOOKAHEAD, Lookahead, Seen
 from netstack.debug.parties import Parties, find, from_packet
@@ -45,8 +45,9 @@ GUEST: Final = "guest"
 HOST: Final = "host"
 CLOCK: Final = "clock"
 
-MAX_CONVERSATIONS: Final = 65_536
-"""TCP connections that are followed at once; the one that was silent longest is judged and forgotten."""
+MAX_NUMBERS: Final = 65_536
+"""Flows whose numbers are remembered by their addresses; the oldest makes room."""
+PROGRESS: Final = 1024
 LATE: Final = 0.1
 """Seconds by which a live driver's timer may have been late: a deadline that near waits for the recorded frame."""
 TICK: Final = 0.004
@@ -119,6 +120,8 @@ class Replay:
         self.summary = Summary()
         self.streams: dict[bytes, bytearray] | None = None
         """Set to a dictionary before iterating: collects what went out to the host, by the flow's four-tuple."""
+        self.on_progress: Callable[[int], None] = lambda _position: None
+        """Told the bytes read of the file, every PROGRESS frames."""
         self._ahead = Lookahead(reader, lookahead)
         first = self._ahead.first()
         recorded = self._recorded()
@@ -138,21 +141,19 @@ class Replay:
         """Answers are compared byte for byte."""
         self._batches = batches
         self._offload: dict[bytes, int] = {}
-        self._isn: dict[bytes, int] = {}
-        self._conversations: OrderedDict[bytes, Conversation] = OrderedDict()
         self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.stack = Stack(
             self.parties.network,
-            initial_sequence=lambda key, _now: self._isn.get(key, 0),
+            initial_sequence=lambda key, _now: self._connections.initial_sequence(key),
             policy=self.policy,
             segment_offload=lambda mac: self._offload.get(mac, 0),
         )
-        self._script = HostScript(self.stack, self._conversations, self._ahead, self._report, own=self.exact)
+        self._connections = Connections(self.stack, self._ahead, exact=self.exact)
+        self._script = HostScript(self.stack, self._connections.table, self._ahead, self._report, own=self.exact)
         self._script.sent = self._sent_to_host
         self._comparison = Comparison(exact=self.exact)
         self._events: list[Event] = []
         self._answers: list[bytes] = []
-        self._parted: list[Difference] = []
         self._now = 0.0
         self._start: float | None = None
 
@@ -192,7 +193,9 @@ class Replay:
     def __iter__(self) -> Iterator[Record]:
         """The records. Raises CaptureError where the file cannot be read any further."""
         group: list[Seen] = []
-        for seen in self._ahead.play(self._see):
+        for count, seen in enumerate(self._ahead.play(self._see)):
+            if not count % PROGRESS:
+                self.on_progress(self.reader.position)
             following = self._ahead.peek()
             group.append(seen)
             if following is not None and self._together(seen, following, len(group)):
@@ -304,43 +307,13 @@ class Replay:
             if frame[:6] != self.parties.gateway_mac and frame[:1] and not frame[0] & 1:
                 return "for another guest"
         if packet.kind == "tcp" and not packet.fault:
-            word, frame = self._segment(frame, packet)
+            word, frame = self._connections.segment(frame, packet)
             if word:
                 return word
         if seen.captured.comment and self.exact:
             self._script.comment(packet, seen.captured.comment, from_guest=True, now=self._now)
         self.stack.receive_frame(frame, self._now)
         return ""
-
-    def _segment(self, frame: bytes, packet: packets.Packet) -> tuple[str, bytes]:
-        key = packet.key
-        conversation = self._conversations.get(key)
-        if packet.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
-            frame = self._syn(frame, packet, conversation)
-        elif not self.exact:
-            if conversation is None:
-                return "begins before the capture", frame
-            if conversation.parted:
-                return "its flow has ended here", frame
-            frame = conversation.fit(frame, packet)
-        return "", frame
-
-    def _syn(self, frame: bytes, packet: packets.Packet, old: Conversation | None) -> bytes:
-        """A new connection, or its SYN once more: note what the recorded host side is going to agree to."""
-        key = packet.key
-        if old is None or old.guest_isn != packet.sequence:
-            if old is not None:
-                self._judge(old)
-            self._conversations[key] = old = Conversation(key, packet.sequence)
-            if len(self._conversations) > MAX_CONVERSATIONS:
-                self._judge(self._conversations.popitem(last=False)[1])
-        answer = self._ahead.answer(key)
-        if answer is not None:
-            old.isn = answer.sequence
-            self._isn[key] = answer.sequence
-            if not self.exact:
-                frame = bounded_syn(frame, packet, tcp.parse_options(answer.options))
-        return frame
 
     # -- the host's side -----------------------------------------------------------------------------------------------
 
@@ -374,7 +347,7 @@ class Replay:
             if seen.packet.kind != "tcp":
                 continue
             stamps = tcp.parse_options(seen.packet.options).timestamps
-            conversation = self._conversations.get(seen.packet.reversed_key)
+            conversation = self._connections.table.get(seen.packet.reversed_key)
             if stamps is None or conversation is None or conversation.isn is None:
                 continue
             behind = (int(when * 1000) - stamps[0] + conversation.isn) & _MASK
@@ -412,7 +385,14 @@ class Replay:
                 yield Record(0, time, CLOCK, b"", 0, events, answers, ())
 
     def _flush(self, now: float) -> None:
-        """Carry out what the engine asks, and take what it sends."""
+        """Carry out what the engine asks, and take what it sends; then acknowledge what the guest has had already."""
+        self._carry_out(now)
+        while owed := self._connections.pay():
+            for frame in owed:
+                self.stack.receive_frame(frame, now)
+            self._carry_out(now)
+
+    def _carry_out(self, now: float) -> None:
         self._now = max(self._now, now)
         stack = self.stack
         while asked := stack.take_effects(now):
@@ -422,44 +402,9 @@ class Replay:
         for frame in stack.take_frames(now):
             self._answers.append(frame)
             self._comparison.sent(frame, time)
-            self._note_sent(frame)
+            self._connections.sent(frame)
             self.summary.sent += 1
         self._script.expire(now)
-
-    def _note_sent(self, frame: bytes) -> None:
-        """Follow what we do to a connection."""
-        packet = packets.read(frame)
-        if packet.kind != "tcp":
-            quoted = packets.quoted(packet)
-            conversation = self._conversations.get(quoted.key) if quoted is not None else None
-            if conversation is not None:
-                conversation.answered_by_us = conversation.answered_by_us or "ICMP"
-            return
-        conversation = self._conversations.get(packet.reversed_key)
-        if conversation is None:
-            return
-        if packet.flags & tcp.RST:
-            conversation.answered_by_us = conversation.answered_by_us or "RST"
-            conversation.ours_reset = conversation.parted = True
-            return
-        if packet.flags & tcp.SYN:
-            self._opened_by_us(conversation, packet)
-        flow = self.stack.tcp.table.get(packet.reversed_key)
-        if flow is not None and (packet.body or packet.flags & tcp.FIN) and conversation.isn is not None:
-            place = (packet.sequence - conversation.isn - conversation.shift - 1) & _MASK
-            conversation.ours_end = max(conversation.ours_end, place + len(packet.body))
-            conversation.ours_finished |= bool(packet.flags & tcp.FIN)
-
-    def _opened_by_us(self, conversation: Conversation, packet: packets.Packet) -> None:
-        conversation.answered_by_us = "SYN-ACK"
-        if conversation.isn is None or self.exact:
-            return
-        conversation.shift = (packet.sequence - conversation.isn) & _MASK
-        answer = self._ahead.answer(conversation.key)
-        theirs = tcp.parse_options(answer.options).timestamps if answer is not None else None
-        ours = tcp.parse_options(packet.options).timestamps
-        if ours is not None and theirs is not None:
-            conversation.stamp_shift = (ours[0] - theirs[0]) & _MASK
 
     def _sent_to_host(self, key: bytes, data: bytes) -> None:
         if self.streams is not None:
@@ -473,25 +418,15 @@ class Replay:
             key = guest + destination + port.to_bytes(2, "big") + other.to_bytes(2, "big")
             self._numbers.pop((event.protocol, key), None)
             self._numbers[event.protocol, key] = event.flow
-            if len(self._numbers) > MAX_CONVERSATIONS:
+            if len(self._numbers) > MAX_NUMBERS:
                 self._numbers.popitem(last=False)
 
     # -- what differs --------------------------------------------------------------------------------------------------
 
-    def _judge(self, conversation: Conversation) -> None:
-        """A connection is over, or replaced: was it as recorded?"""
-        self._isn.pop(conversation.key, None)
-        if self.exact:
-            return
-        what = connection_difference(conversation)
-        if what:
-            ends = packets.endpoints(conversation.key)
-            self._parted.append(Difference(0, self._now - (self._start or 0.0), f"{ends}: {what}"))
-
     def _differences(self, *, over: bool = False) -> tuple[Difference, ...]:
         found = self._comparison.due(self._now - (self._start or 0.0), over=over)
-        found += self._parted
-        self._parted = []
+        time = self._now - (self._start or 0.0)
+        found += [Difference(0, time, what) for what in self._connections.take_differences()]
         self.summary.differences += len(found)
         self.summary.compared = self._comparison.compared
         return tuple(found)
@@ -501,8 +436,7 @@ class Replay:
         if not self.exact:
             # What the engine has in its buffers goes out when its timers say so.
             yield from self._let_time_pass(self._now + 1.0)
-        for conversation in self._conversations.values():
-            self._judge(conversation)
+        self._connections.end()
         differences = self._differences(over=True)
         events, answers = self._take()
         if differences or events or answers:
