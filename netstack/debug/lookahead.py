@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from netstack.debug import packets
-from netstack.debug.capture_reader import CapturedFrame
+from netstack.debug.capture_reader import CapturedFrame, CaptureError
 from netstack.wire import tcp
 
 LOOKAHEAD: Final = 4096
@@ -34,6 +34,7 @@ class Lookahead:
 
     def __init__(self, frames: Iterable[CapturedFrame], limit: int = LOOKAHEAD) -> None:
         self._frames = iter(frames)
+        self._fault: CaptureError | None = None
         self._limit = limit
         self._waiting: deque[CapturedFrame] = deque()
         self._held: deque[Seen] = deque()
@@ -41,20 +42,32 @@ class Lookahead:
         self._answers: dict[bytes, deque[tuple[int, packets.Packet]]] = {}
 
     def first(self) -> list[CapturedFrame]:
-        """The first frames, before any was yielded: to find out who is who. Raises what the reader raises."""
-        while len(self._waiting) < self._limit and (frame := next(self._frames, None)) is not None:
+        """The first frames, before any was yielded: to find out who is who. Raises CaptureError if there is none."""
+        while len(self._waiting) < self._limit and (frame := self._next()) is not None:
             self._waiting.append(frame)
+        if self._fault is not None and not self._waiting:
+            raise self._fault
         return list(self._waiting)
 
+    def _next(self) -> CapturedFrame | None:
+        """The next frame of the file. What is wrong behind it is said once everything before it was played."""
+        try:
+            return next(self._frames, None) if self._fault is None else None
+        except CaptureError as fault:
+            self._fault = fault
+            return None
+
     def play(self, see: Callable[[CapturedFrame], Seen]) -> Iterator[Seen]:
-        """The frames in order; `see` says who each is from."""
+        """The frames in order; `see` says who each is from. Raises CaptureError after the last that could be read."""
         while True:
             while len(self._held) < self._limit:
-                frame = self._waiting.popleft() if self._waiting else next(self._frames, None)
+                frame = self._waiting.popleft() if self._waiting else self._next()
                 if frame is None:
                     break
                 self._hold(see(frame))
             if not self._held:
+                if self._fault is not None:
+                    raise self._fault
                 return
             seen = self._held.popleft()
             self._release(seen)

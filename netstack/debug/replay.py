@@ -165,11 +165,12 @@ class Replay:
         policy: PolicySettings | None = None,
         network: NetworkSettings | None = None,
         guest: bytes | None = None,
+        batches: int | None = None,
     ) -> Self:
         """A replay of a file; see the constructor. Raises CaptureError."""
         reader = CaptureReader(path)
         try:
-            return cls(reader, policy=policy, network=network, guest=guest)
+            return cls(reader, policy=policy, network=network, guest=guest, batches=batches)
         except BaseException:
             reader.close()
             raise
