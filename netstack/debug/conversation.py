@@ -22,7 +22,7 @@ class Conversation:
     __slots__ = (
         "answered", "answered_by_us", "end_given", "end_recorded", "given", "guest_end", "guest_isn", "isn", "key",
         "last_frame", "ours_end", "ours_finished", "ours_reset", "owed", "paid", "parted", "pieces",
-        "recorded_finished", "recorded_reset", "shift", "stamp_shift", "text_recorded", "took", "unread",
+        "recorded_finished", "recorded_reset", "shift", "stamp_shift", "text_recorded", "took", "unread", "untaken",
     )  # fmt: skip
 
     def __init__(self, key: bytes, guest_isn: int) -> None:
@@ -57,6 +57,8 @@ class Conversation:
         self.answered_by_us = ""
         self.text_recorded = 0
         """Bytes of the guest's stream that the recorded host side acknowledged."""
+        self.untaken = 0
+        """Bytes that went out of the engine and that the host has not taken yet, by the recorded windows."""
         self.took = 0
         """Bytes of the guest's stream that went out of the engine to the host."""
         self.recorded_finished = self.recorded_reset = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Final
 
 from netstack.debug import packets
@@ -87,6 +88,10 @@ class HostScript:
             if flow is not None and (conversation := self._conversations.get(flow.key)) is not None:
                 conversation.took += size
                 self.sent(flow.key, b"".join(effect.chunks))
+                if self._own:
+                    conversation.untaken += size
+                    self._take(flow, conversation)
+                    return
             stack.stream_sent(effect.flow, size)
         elif isinstance(effect, effects.OpenStream):
             self._dials[effect.flow] = effect
@@ -108,6 +113,24 @@ class HostScript:
                 self._say(flow, conversation, now)
         elif isinstance(effect, effects.CloseStream | effects.AbortStream):
             self._dials.pop(effect.flow, None)
+
+    def _take(self, flow: TcpFlow, conversation: Conversation, packet: packets.Packet | None = None) -> None:
+        """The host takes what the engine gave it: all of it, unless the window in the recorded answer says otherwise.
+
+        `packet` is that answer; without one it is looked for ahead.
+        """
+        buffer = flow.connection.receive_buffer
+        if packet is None:
+            packet = self._ahead.acknowledging(flow.key, buffer.next & 0xFFFFFFFF)
+        count = conversation.untaken
+        if packet is not None and packet.acknowledgement == buffer.next & 0xFFFFFFFF:
+            trial = copy(buffer)
+            trial.unsent -= count
+            if trial.advertise() != packet.window:
+                count = max(0, count - max(0, buffer.limit - (packet.window << buffer.shift)))
+        if count:
+            conversation.untaken -= count
+            self._stack.stream_sent(flow.id, count)
 
     def _flow_of(self, number: int) -> TcpFlow | None:
         return self._stack.tcp.flow(number)
@@ -190,6 +213,8 @@ class HostScript:
                 conversation.text_recorded = max(conversation.text_recorded, acknowledged)
         if packet.flags & tcp.FIN:
             conversation.recorded_finished = True
+        if conversation.untaken and flow is not None:
+            self._take(flow, conversation, packet)
         if flow is not None and flow.id in self._dials and (packet.flags & tcp.SYN or packet.body):
             self._open(flow.id, now)
         if packet.body or packet.flags & tcp.FIN:
@@ -205,7 +230,7 @@ class HostScript:
             before = conversation.given
             if packet.flags & tcp.SYN or conversation.place(packet.sequence) > before:
                 return  # something was dropped before it was recorded
-            conversation.hear(packet._replace(flags=packet.flags & ~tcp.FIN))
+            conversation.hear(packet)  # a FIN on it was known when it was cut
             # What is sent once more has PSH wherever it was cut.
             if packet.flags & tcp.PSH and conversation.given > before:
                 return

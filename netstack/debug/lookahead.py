@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from netstack.debug import packets
@@ -17,6 +18,8 @@ from netstack.wire import tcp
 
 LOOKAHEAD: Final = 4096
 """Frames held."""
+NEAR: Final = 8
+"""Segments that are looked at for the answer to what the guest just said."""
 SYN_ACK: Final = tcp.SYN | tcp.ACK
 
 
@@ -38,7 +41,7 @@ class Lookahead:
         self._limit = limit
         self._waiting: deque[CapturedFrame] = deque()
         self._held: deque[Seen] = deque()
-        self._texts: dict[bytes, deque[tuple[int, packets.Packet]]] = {}
+        self._segments: dict[bytes, deque[tuple[int, packets.Packet]]] = {}
         self._answers: dict[bytes, deque[tuple[int, packets.Packet]]] = {}
 
     def first(self) -> list[CapturedFrame]:
@@ -79,8 +82,8 @@ class Lookahead:
         if seen.from_guest or packet.kind != "tcp":
             return
         number = seen.captured.number
-        if packet.body:
-            self._texts.setdefault(packet.reversed_key, deque()).append((number, packet))
+        if not packet.fault:
+            self._segments.setdefault(packet.reversed_key, deque()).append((number, packet))
         if packet.flags & (tcp.SYN | tcp.RST):
             self._answers.setdefault(packet.reversed_key, deque()).append((number, packet))
 
@@ -88,7 +91,7 @@ class Lookahead:
         if seen.from_guest or seen.packet.kind != "tcp":
             return
         key = seen.packet.reversed_key
-        for index in (self._texts, self._answers):
+        for index in (self._segments, self._answers):
             waiting = index.get(key)
             if waiting and waiting[0][0] == seen.captured.number:
                 waiting.popleft()
@@ -109,12 +112,20 @@ class Lookahead:
 
     def texts(self, key: bytes) -> Iterator[packets.Packet]:
         """The segments with text that the host side is going to send on a guest's flow."""
-        for _, packet in self._texts.get(key, ()):
-            yield packet
+        for _, packet in self._segments.get(key, ()):
+            if packet.body:
+                yield packet
+
+    def acknowledging(self, key: bytes, position: int) -> packets.Packet | None:
+        """The next segment of the host side's that acknowledges exactly so much of a guest's flow."""
+        for _, packet in islice(self._segments.get(key, ()), NEAR):
+            if packet.acknowledgement == position and not packet.flags & tcp.RST:
+                return packet
+        return None
 
     def dns_over_tcp(self, guest: bytes, question: bytes) -> bytes | None:
         """The answer over TCP to a question that was answered by half of it over UDP (RFC 7766 section 5)."""
-        for key, waiting in self._texts.items():
+        for key, waiting in self._segments.items():
             if key[:4] == guest and key[10:12] == b"\0\x35":
                 stream = b"".join(packet.body for _, packet in waiting)
                 for message in packets.dns_messages(stream):
