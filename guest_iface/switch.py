@@ -79,6 +79,8 @@ class Switch:
         """`gateway_mac`: the switch's own end, 6 bytes. `note_drop` is told the reason of each drop."""
         self._keeps_apart = False
         self._note_drop = note_drop
+        self._came: Callable[[int, bytes], None] | None = None
+        self._left: Callable[[int], None] | None = None
         self._gateway_mac = gateway_mac
         self._ports: dict[int, _Port] = {}
         self._next_port = 0
@@ -101,6 +103,12 @@ class Switch:
                 if own.stations > 1:
                     self.forget(port)
         self._keeps_apart = wanted
+
+    def watch(self, came: Callable[[int, bytes], None], left: Callable[[int], None]) -> None:
+        """Call `came` with port and MAC of each station that is learned, also again after it has aged, and `left` with
+        each port whose guest is gone.
+        """
+        self._came, self._left = came, left
 
     # Ports.
 
@@ -127,6 +135,8 @@ class Switch:
         if own is not None:
             own.stations = 0
             own.last_key = None
+        if self._left is not None:
+            self._left(port)
         return gone
 
     def segment_offload(self, mac: bytes) -> int:
@@ -237,7 +247,8 @@ class Switch:
         if mac in self._table:
             return SPOOFED_SOURCE
         if self._keeps_apart and own.stations:
-            if now - self._table[own.last_mac].seen < TAKE_OVER:
+            last = self._table.get(own.last_mac)  # it may be forgotten while another of the port is not
+            if last is not None and now - last.seen < TAKE_OVER:
                 return SECOND_MAC
             self.forget(port)
         if own.stations >= MAX_ENTRIES_PER_PORT:
@@ -247,6 +258,8 @@ class Switch:
         self._table[mac] = _Station(port, now)
         own.stations += 1
         own.last_mac = mac
+        if self._came is not None:
+            self._came(port, mac)
         return ""
 
     def _touch(self, mac: bytes, now: float) -> None:

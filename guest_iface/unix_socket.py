@@ -73,11 +73,25 @@ def bind_unix(path: str, kind: socket.SocketKind) -> tuple[socket.socket, BoundP
         raise LinkError(f"{path}: cannot bind a unix socket there: {error.strerror}") from error
 
 
-def _remove_stale(path: str) -> None:
+def is_taken(path: str | os.PathLike[str]) -> bool:
+    """Whether something is at `path` that `bind_unix` would not take the place of."""
+    try:
+        _state(os.fspath(path))
+    except LinkError:
+        return True
+    return False
+
+
+_ABSENT: Final = 0
+_STALE: Final = 1
+
+
+def _state(path: str) -> int:
+    """Whether there is nothing or what a dead process left. Raises LinkError for all else."""
     try:
         mode = Path(path).lstat().st_mode
     except FileNotFoundError:
-        return
+        return _ABSENT
     except OSError as error:
         raise LinkError(f"{path}: {error.strerror}") from error
     if not stat.S_ISSOCK(mode):
@@ -88,13 +102,18 @@ def _remove_stale(path: str) -> None:
         # anything.
         answer = probe.connect_ex(path)
     if answer == errno.ENOENT:
-        return
+        return _ABSENT
     if answer != errno.ECONNREFUSED:
         raise LinkError(f"{path}: already in use by another process")
-    try:
-        Path(path).unlink()
-    except OSError as error:
-        raise LinkError(f"{path}: left by a dead process, but cannot be removed: {error.strerror}") from error
+    return _STALE
+
+
+def _remove_stale(path: str) -> None:
+    if _state(path) == _STALE:
+        try:
+            Path(path).unlink()
+        except OSError as error:
+            raise LinkError(f"{path}: left by a dead process, but cannot be removed: {error.strerror}") from error
 
 
 def disconnect(sock: socket.socket) -> None:

@@ -6,283 +6,34 @@ Only click is imported here; what a command needs it imports when it runs, so th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
-from netstack import __version__, cli_replay
-
-if TYPE_CHECKING:
-    from netstack.config import LinkSpec, RunConfig
-    from netstack.hooks import HookRunner
+from netstack import __version__
+from netstack.cli_config import config
+from netstack.cli_gvproxy import gvproxy
+from netstack.cli_impair import impair
+from netstack.cli_options import (
+    HOOK_OPTIONS,
+    LINK_OPTIONS,
+    LOG_OPTIONS,
+    NETWORK_OPTIONS,
+    POLICY_OPTIONS,
+    PROCESS_OPTIONS,
+    REPORT_OPTIONS,
+    SERVICE_OPTIONS,
+    WIRE_OPTIONS,
+    configuration,
+    log_level_option,
+    starting,
+    with_options,
+)
+from netstack.cli_replay import replay
 
 COMPLETION_VARIABLE: Final = "_NETSTACK_COMPLETE"
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-Command = Callable[..., Any]
-
-_LINK_OPTIONS: Final = (
-    click.option(
-        "--listen-vfkit",
-        "vfkit",
-        multiple=True,
-        metavar="unixgram://PATH",
-        help="Datagram socket for vfkit, libkrun, QEMU -netdev dgram.",
-    ),
-    click.option(
-        "--listen-qemu",
-        "qemu",
-        multiple=True,
-        metavar="unix://PATH|tcp://HOST:PORT",
-        help="Stream socket for QEMU -netdev stream, libkrun.",
-    ),
-    click.option(
-        "--listen-bess",
-        "bess",
-        multiple=True,
-        metavar="unixpacket://PATH",
-        help="Sequenced-packet socket (BESS, User Mode Linux).",
-    ),
-    click.option(
-        "--listen-vpnkit",
-        "vpnkit",
-        multiple=True,
-        metavar="unix://PATH|tcp://HOST:PORT",
-        help="Stream socket with vpnkit's handshake (HyperKit).",
-    ),
-    click.option(
-        "--listen-stdio",
-        "stdio",
-        is_flag=False,
-        flag_value="accept",
-        metavar="[accept]",
-        help="The guest is on standard input and output.",
-    ),
-    click.option(
-        "--fd", "fds", multiple=True, type=int, metavar="N", help="An inherited socket; its type decides the framing."
-    ),
-    click.option("--tap", "taps", multiple=True, metavar="NAME", help="A TAP device, created if it is not there."),
-    click.option("--netns", metavar="NAME|PID|PATH", help="Network namespace of the TAP."),
-)
-
-_NETWORK_OPTIONS: Final = (
-    click.option(
-        "--mtu",
-        type=int,
-        default=1500,
-        show_default=True,
-        metavar="BYTES",
-        help="Largest IP packet on the guest's link.",
-    ),
-    click.option(
-        "--subnet", default="192.168.127.0/24", show_default=True, metavar="CIDR", help="The guest's network."
-    ),
-    click.option("--gateway-ip", metavar="IP", help="Ours: router, DNS, DHCP.  [default: the subnet's first]"),
-    click.option("--device-ip", metavar="IP", help="The guest's.  [default: the subnet's second]"),
-    click.option("--host-ip", metavar="IP", help="Stands for this machine.  [default: the subnet's last]"),
-    click.option(
-        "--dns-upstream",
-        "dns_upstreams",
-        multiple=True,
-        metavar="IP[:PORT]",
-        help="Resolver to ask, in this order.  [default: those of /etc/resolv.conf]",
-    ),
-    click.option(
-        "--nat",
-        multiple=True,
-        metavar="IP=IP",
-        help="What the guest dials = what we dial.  [default: host IP=127.0.0.1]",
-    ),
-    click.option(
-        "--zone",
-        "zones",
-        multiple=True,
-        metavar="NAME:WHAT=IP,...",
-        help="DNS zone answered here. WHAT: a name, @, *, /REGEXP/.  [default: containers.internal, docker.internal]",
-    ),
-    click.option(
-        "--static-lease",
-        "static_leases",
-        multiple=True,
-        metavar="MAC=IP",
-        help="DHCP address of this guest.  [default: 5a:94:ef:e4:0c:ee=device IP]",
-    ),
-    click.option(
-        "--udp-timeout",
-        type=float,
-        default=180.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Idle time after which an answered UDP flow is forgotten.",
-    ),
-    click.option(
-        "--udp-unreplied-timeout",
-        type=float,
-        default=30.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="The same for one that was never answered.",
-    ),
-    click.option(
-        "--tcp-keepalive",
-        type=float,
-        metavar="SECONDS",
-        help="Idle time after which a guest is asked whether its connection still lives.  [default: never]",
-    ),
-    click.option(
-        "--offload",
-        type=click.Choice(("on", "off")),
-        help="Whether a TAP's kernel does checksums and segmentation, if it can.  [default: on]",
-    ),
-    click.option("--metadata-access", is_flag=True, help="Let the guest reach 169.254.0.0/16 (cloud metadata)."),
-)
-
-_POLICY_OPTIONS: Final = (
-    click.option(
-        "--network",
-        metavar="enabled|disabled",
-        help="Disabled: the guest's card never carries a frame.  [default: enabled]",
-    ),
-    click.option(
-        "--allow-net",
-        "allow_net",
-        multiple=True,
-        metavar="RULE[,RULE...]",
-        help="Allow only this: host, *.suffix, IP, CIDR, @public, @host, each with :PORT.  [default: everything]",
-    ),
-    click.option("--deny-all", is_flag=True, help="Allow nothing; DHCP and the gateway's own answers stay."),
-    click.option(
-        "--dns-sinkhole",
-        "sinkhole",
-        type=click.Choice(("null", "nxdomain", "refused")),
-        help="What a name that is not allowed resolves to.  [default: null, that is 0.0.0.0]",
-    ),
-    click.option(
-        "--dns-answers",
-        "answers",
-        type=click.Choice(("real", "synthetic")),
-        help="Synthetic: each allowed name has an address of its own, whatever the protocol.  [default: real]",
-    ),
-    click.option("--strict-ech", is_flag=True, help="Refuse TLS hellos that hide their name (ECH), GREASE included."),
-    click.option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="YAML file: `policy`, which SIGUSR1 reads again, of `run` SIGHUP too, and `offload`.",
-    ),
-)
-
-_HOOK_OPTIONS: Final = (
-    click.option(
-        "--hook",
-        metavar="FILE.py[:CLASS]|MODULE:CLASS",
-        help="Python class (netstack.hooks.Hooks) asked about every flow and DNS question.",
-    ),
-    click.option("--hook-may-allow", is_flag=True, help="Let the hook allow what the policy refuses."),
-    click.option(
-        "--hook-deadline",
-        type=float,
-        default=5.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="A hook that takes longer refuses that flow.",
-    ),
-)
-
-_REPORT_OPTIONS: Final = (
-    click.option(
-        "--capture", type=click.Path(path_type=Path), metavar="FILE", help="Write every frame to a pcapng file."
-    ),
-    click.option("--events", metavar="FILE|-", help="Write leases, DNS queries, flows and drops as JSON lines."),
-)
-
-
-def _log_level(default: str) -> Callable[[Command], Command]:
-    help_text = "How much to say on standard error."
-    return click.option(
-        "--log-level", type=click.Choice(LOG_LEVELS), default=default, show_default=True, help=help_text
-    )
-
-
-def _with(*groups: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
-    """Put groups of options on a command, in the order they are listed."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed([option for group in groups for option in group]):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _hooks(where: str, *, may_allow: bool, deadline: float) -> HookRunner:
-    from netstack.hooks import MAX_DEADLINE, HookError, HookRunner, load_hooks
-
-    if not 0 < deadline <= MAX_DEADLINE:
-        raise click.UsageError(f"--hook-deadline {deadline:g}: expected seconds, above 0 and at most {MAX_DEADLINE:g}")
-    try:
-        return HookRunner(load_hooks(where), may_allow=may_allow, deadline=deadline)
-    except HookError as error:
-        raise click.UsageError(f"--hook {where!r}: {error}") from error
-
-
-def _configuration(
-    links: tuple[LinkSpec, ...],
-    *,
-    dns_upstreams: Sequence[str],
-    capture: Path | None,
-    events: str | None,
-    log_level: str,
-    network: str | None,
-    allow_net: Sequence[str],
-    deny_all: bool,
-    sinkhole: str | None,
-    answers: str | None,
-    strict_ech: bool,
-    config_file: Path | None,
-    offload: str | None,
-    hook: str | None,
-    hook_may_allow: bool,
-    hook_deadline: float,
-    ready_fd: int | None = None,
-    **addresses: Any,
-) -> RunConfig:
-    """The one configuration out of the options' values. Raises ConfigError."""
-    from netstack import config
-    from netstack.policy_config import network_spec, offload_wanted
-
-    if events == "-" and config.StdioLink() in links:
-        raise config.ConfigError("--events", events, "a file: standard output carries the guest's frames")
-    try:
-        resolv_conf = Path("/etc/resolv.conf").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        resolv_conf = ""
-    read_policy = partial(
-        network_spec,
-        network=network,
-        allow_net=allow_net,
-        deny_all=deny_all,
-        sinkhole=sinkhole,
-        answers=answers,
-        strict_ech=strict_ech,
-        config_file=config_file,
-    )
-    return config.RunConfig(
-        network=config.network_settings(search=config.search_domains(resolv_conf), **addresses),
-        links=links,
-        offload=offload_wanted(offload, config_file),
-        dns_upstreams=tuple(config.parse_dns_upstream(text, "--dns-upstream") for text in dns_upstreams),
-        capture=capture,
-        events="-" if events == "-" else Path(events) if events else None,
-        policy=read_policy(),
-        reload_policy=read_policy if config_file else None,
-        hooks=_hooks(hook, may_allow=hook_may_allow, deadline=hook_deadline) if hook else None,
-        ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
-        log_level=log_level,
-    )
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -307,49 +58,47 @@ def cli() -> None:
 
 
 @cli.command()
-@_with(_LINK_OPTIONS, _NETWORK_OPTIONS, _POLICY_OPTIONS, _HOOK_OPTIONS, _REPORT_OPTIONS)
-@_log_level("info")
+@with_options(
+    LINK_OPTIONS,
+    NETWORK_OPTIONS,
+    POLICY_OPTIONS,
+    HOOK_OPTIONS,
+    SERVICE_OPTIONS,
+    REPORT_OPTIONS,
+    WIRE_OPTIONS,
+    LOG_OPTIONS,
+    PROCESS_OPTIONS,
+)
+@log_level_option("info")
 @click.option("--ready-fd", type=int, metavar="N", help="Write a line to this descriptor once guests can attach.")
-def run(
-    *,
-    vfkit: Sequence[str],
-    qemu: Sequence[str],
-    bess: Sequence[str],
-    vpnkit: Sequence[str],
-    stdio: str | None,
-    fds: Sequence[int],
-    taps: Sequence[str],
-    netns: str | None,
-    **options: Any,
-) -> int:
+def run(**options: Any) -> int:
     """Give guests a network: one gateway, and as many links as there are link options.
 
     Runs until SIGTERM or SIGINT. A guest that leaves a listening socket may come back; the end of an inherited
     socket, of standard input or of a TAP ends the program.
     """
-    from netstack.config import link_specs
+    with starting():
+        made = configuration(links=True, default_log_level="info", **options)
+        from netstack.gateway.run_command import run_gateway
 
-    links = link_specs(vfkit=vfkit, qemu=qemu, bess=bess, vpnkit=vpnkit, stdio=stdio, fds=fds, taps=taps, netns=netns)
-    config = _configuration(links, **options)
-    from netstack.gateway.run_command import run_gateway
-
-    run_gateway(config)
+    run_gateway(made)
     return 0
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@_with(_NETWORK_OPTIONS, _POLICY_OPTIONS, _HOOK_OPTIONS, _REPORT_OPTIONS)
-@_log_level("warning")
+@with_options(NETWORK_OPTIONS, POLICY_OPTIONS, HOOK_OPTIONS, SERVICE_OPTIONS, REPORT_OPTIONS, WIRE_OPTIONS, LOG_OPTIONS)
+@log_level_option("warning")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def guest(*, command: Sequence[str], **options: Any) -> int:
     """Run COMMAND in a fresh network namespace whose only way out is this stack.
 
     Needs no root where the kernel allows user namespaces. The exit status is COMMAND's, 128+N if signal N ended it.
     """
-    config = _configuration((), **options)
-    from netstack.gateway.guest_command import run_guest
+    with starting():
+        made = configuration(links=False, default_log_level="warning", **options)
+        from netstack.gateway.guest_command import run_guest
 
-    return run_guest(config, command)
+    return run_guest(made, command)
 
 
 @cli.command()
@@ -386,7 +135,7 @@ class _QuestionsAfterDashes(click.Command):
 
 
 @policy.command(cls=_QuestionsAfterDashes, options_metavar="[OPTIONS] [RULES]... -- QUESTIONS...")
-@_with(_POLICY_OPTIONS)
+@with_options(POLICY_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a question instead of a table.")
 @click.argument("rules", nargs=-1, metavar="")
 @click.pass_context
@@ -440,10 +189,10 @@ def completion(*, shell: str) -> int:
     return 0
 
 
-# What would this policy have done? Without any of them the capture's own holds.
-for _option in _POLICY_OPTIONS:
-    _option(cli_replay.replay)
-cli.add_command(cli_replay.replay)
+cli.add_command(config)
+cli.add_command(gvproxy)
+cli.add_command(impair)
+cli.add_command(replay)
 
 
 def _fail(message: str, status: int, context: click.Context | None = None) -> NoReturn:

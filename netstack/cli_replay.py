@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from netstack.cli_options import POLICY_OPTIONS, with_options
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -25,6 +27,7 @@ _COLOURS: Final = {">": "cyan", "<": "green", "=": "yellow", "!": "red", "-": "b
 
 
 @click.command()
+@with_options(POLICY_OPTIONS)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--guest", metavar="IP|MAC", help="Who is the guest, if the capture does not show it.")
 @click.option(

@@ -1,69 +1,89 @@
-"""The one configuration model: what `netstack run` is told, checked once, as frozen values.
+"""What a gateway is told, checked once, as frozen values: RunConfig, and the engine's settings in it.
 
-Every function that reads a value takes the `key` it came under (a command-line option today), so that an error can name
-it. Rules and defaults for the addresses are gvproxy's: subnet 192.168.127.0/24, gateway first, guest second, host last.
-The policy is read by `policy_config`.
+The values come from options, from a YAML file (`configuration`) or from gvproxy's flags; `names` says what each is
+called there, so that an error names it as its author knows it. Rules and defaults for the addresses are gvproxy's:
+subnet 192.168.127.0/24, gateway first, guest second, host last.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import unquote
 
 from netstack.engine.settings import LinkTraits, NetworkSettings, Zone, ZoneRecord
 from netstack.network_spec import NetworkSpec
+from netstack.setting_values import (
+    DEFAULT_SUBNET,
+    ConfigError,
+    ForwardProtocol,
+    TcpEndpoint,
+    UnixEndpoint,
+    parse_address_pair,
+    parse_device_name,
+    parse_dns_upstream,
+    parse_domain,
+    parse_endpoint,
+    parse_fd,
+    parse_ipv4,
+    parse_lease,
+    parse_mac,
+    parse_mtu,
+    parse_seconds,
+    parse_subnet,
+    parse_zone,
+)
 
 if TYPE_CHECKING:
     from netstack.hooks import HookRunner
 
-MIN_MTU: Final = 576
-"""Bytes. Every IPv4 host takes such packets (RFC 791 section 3.1); DHCP messages grow to it (RFC 2131 section 2)."""
-MAX_MTU: Final = 65_521
-"""Bytes. With an Ethernet header this fills the 2-byte length of vpnkit and stdio; a Linux TAP takes no more either."""
-DEFAULT_SUBNET: Final = "192.168.127.0/24"
+__all__ = [
+    "DEFAULT_GUEST_MAC",
+    "DEFAULT_SUBNET",
+    "DEFAULT_VPNKIT_MACS",
+    "DEFAULT_ZONE_NAMES",
+    "CaptureOptions",
+    "ConfigError",
+    "FdLink",
+    "ForwardSpec",
+    "LinkSpec",
+    "ListenLink",
+    "LogFormat",
+    "RunConfig",
+    "Shaping",
+    "SshForward",
+    "StdioLink",
+    "TapLink",
+    "TcpEndpoint",
+    "UnixEndpoint",
+    "default_zones",
+    "link_specs",
+    "network_settings",
+    "parse_dns_upstream",
+    "parse_domain",
+    "parse_endpoint",
+    "parse_fd",
+    "parse_ipv4",
+    "parse_lease",
+    "parse_mac",
+    "parse_mtu",
+    "parse_seconds",
+    "parse_subnet",
+    "parse_zone",
+    "search_domains",
+]
+
 DEFAULT_GUEST_MAC: Final = bytes.fromhex("5a94efe40cee")
 """gvproxy's users give their VM this address: it always gets the device IP."""
+DEFAULT_VPNKIT_MACS: Final[Mapping[str, bytes]] = {"c3d68012-0208-11ea-9fd7-f2189899ab08": DEFAULT_GUEST_MAC}
+"""The UUID that vpnkit's users start their VM with, and the address gvproxy gives it."""
 DEFAULT_ZONE_NAMES: Final = ("containers.internal", "docker.internal")
-MAX_SOCKET_PATH: Final = 107
-"""Bytes of a unix socket's path (sun_path holds 108, one is the end mark)."""
 MAX_SEARCH_DOMAINS: Final = 6
 MAX_SEARCH_TEXT: Final = 256
 """Characters: with the count above, what every resolver takes (resolv.conf(5)); it also bounds the DHCP option."""
-
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
-_MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII | re.IGNORECASE)
-_ZONE_ITEM = re.compile(r"(?:/(?P<regexp>(?:[^/\\]|\\.)+)/|(?P<name>[^=,/]+))=(?P<address>[^,=]*)(?:,|$)")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used. The message names the key, the value and what was expected instead."""
-
-    def __init__(self, key: str, value: object, expected: str) -> None:
-        super().__init__(f"{key} {str(value)!r}: expected {expected}")
-        self.key = key
-        self.value = value
-        self.expected = expected
-
-
-@dataclass(frozen=True, slots=True)
-class UnixEndpoint:
-    """A socket bound in the file system."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class TcpEndpoint:
-    """A TCP listener on the host."""
-
-    host: str
-    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +117,58 @@ class TapLink:
 LinkSpec = ListenLink | StdioLink | FdLink | TapLink
 
 
+LogFormat = Literal["plain", "logrus", "json"]
+"""How a message looks: `netstack: ...`, gvproxy's `time=... level=... msg=...`, or a JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSpec:
+    """A port of the host that leads to the guest: `local` and `remote` as gvproxy's API writes them."""
+
+    protocol: ForwardProtocol
+    local: str
+    remote: str
+
+
+@dataclass(frozen=True, slots=True)
+class SshForward:
+    """A unix socket on the host that leads to one in the guest (`dest`, a path there), over SSH to the device IP."""
+
+    socket: Path
+    dest: str
+    user: str
+    identity: Path
+    """File of the private key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureOptions:
+    """What of the frames is kept in the capture, and in how many files."""
+
+    snaplen: int | None = None
+    """Bytes of each frame that are written; None: all."""
+    rotate_size: int | None = None
+    """Bytes after which the next file begins; None: one file."""
+    rotate_count: int | None = None
+    """Files that are kept, the oldest goes; None: 10."""
+    filter: str | None = None
+    """Which frames, as an expression of `guest_iface.frame_filter`; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """Rates in kbit/s as the guest sees them, each link's own; None: not limited."""
+
+    tx_kbps: float | None = None
+    """What the guest sends."""
+    rx_kbps: float | None = None
+    """What the guest receives."""
+    burst: int | None = None
+    """Bytes that may go at once after a pause; None: what the rate carries in 25 ms."""
+    links: tuple[tuple[str, Shaping], ...] = ()
+    """Links with rates of their own: a name, or a pattern as in a shell, and its rates."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Everything `netstack run` needs to know."""
@@ -109,6 +181,7 @@ class RunConfig:
     """Resolvers to ask, in order, as ADDRESS:PORT ([ADDRESS]:PORT for IPv6); none: those of the host's resolv.conf."""
     capture: Path | None = None
     """pcapng file that every frame of every link is written to."""
+    capture_options: CaptureOptions = CaptureOptions()
     events: Path | Literal["-"] | None = None
     """File for one JSON object a line and event; "-" is standard output."""
     policy: NetworkSpec = field(default_factory=NetworkSpec)
@@ -120,119 +193,57 @@ class RunConfig:
     ready_fd: int | None = None
     """File descriptor that gets a line once guests can attach; then it is closed."""
     log_level: str = "info"
+    """debug, info, warning or error."""
+    log_format: LogFormat = "plain"
+    log_file: Path | None = None
+    """Where messages go, emptied at the start; None is standard error."""
+    pid_file: Path | None = None
+    notification: Path | None = None
+    """Listening unix socket that is told what happens: ready, guests that come and leave, links that fail."""
+    api_listen: tuple[str, ...] = ()
+    """Endpoints of the HTTP API, as URLs."""
+    services: str | None = None
+    """One more endpoint of it, without /connect."""
+    api_token: str | None = None
+    """What a caller of the API has to bear; None: whoever reaches the socket may call."""
+    guest_api: bool = False
+    """Guests may ask for forwards to themselves, at http://gateway:80."""
+    forwards: tuple[ForwardSpec, ...] = ()
+    ssh_forwards: tuple[SshForward, ...] = ()
+    keep_source: bool = False
+    """Forwards show the guest the client's own address where that can be kept."""
+    vpnkit_macs: Mapping[str, bytes] = field(default_factory=lambda: DEFAULT_VPNKIT_MACS)
+    """UUID of a virtual machine on vpnkit's link -> the MAC it is told."""
+    shaping: Shaping | None = None
+    """Rates of links; None: as fast as it goes."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the settings at the start, as warnings."""
+    impair: tuple[str, ...] = ()
+    """Impairments and faults to begin with, in the words of `netstack.impairments`."""
+
+    @property
+    def has_api(self) -> bool:
+        """Whether the API is served to anybody."""
+        return bool(self.api_listen or self.services or self.guest_api)
 
 
-# -- single values ---------------------------------------------------------------------------------------------------
+# -- links -------------------------------------------------------------------------------------------------------------
 
 
-def parse_ipv4(text: str, key: str) -> bytes:
-    """A dotted IPv4 address, packed. Raises ConfigError."""
-    try:
-        return ipaddress.IPv4Address(text.strip()).packed
-    except ValueError:
-        raise ConfigError(key, text, "an IPv4 address such as 192.168.127.1") from None
+NO_NAMES: Final[Mapping[str, str]] = {}
+_OPTION_NAMES: Final = {
+    **{name: f"--listen-{name}" for name in ("vfkit", "qemu", "bess", "vpnkit", "stdio")},
+    "fds": "--fd",
+    "taps": "--tap",
+    "zones": "--zone",
+    "static_leases": "--static-lease",
+    "dns_upstreams": "--dns-upstream",
+}
 
 
-def parse_mac(text: str, key: str) -> bytes:
-    """Six pairs of hexadecimal digits in any case, with colons or dashes; not a group address. Raises ConfigError."""
-    stripped = text.strip()
-    if not _MAC.fullmatch(stripped):
-        raise ConfigError(key, text, "a MAC address such as 5a:94:ef:e4:0c:ee")
-    mac = bytes.fromhex(stripped.replace(":", "").replace("-", ""))
-    # IEEE 802-2014 section 8.2: the lowest bit of the first octet marks a group address, which no station has.
-    if mac[0] & 1 or not any(mac):
-        raise ConfigError(key, text, "the MAC address of one station, not a multicast, broadcast or all-zero address")
-    return mac
-
-
-def parse_mtu(value: int, key: str) -> int:
-    """The largest IP packet on the guest's link, bytes. Raises ConfigError outside MIN_MTU..MAX_MTU."""
-    if not MIN_MTU <= value <= MAX_MTU:
-        raise ConfigError(key, value, f"a number of bytes from {MIN_MTU} to {MAX_MTU}")
-    return value
-
-
-def parse_seconds(value: float, key: str) -> float:
-    """An idle time, 1 second to a day. Raises ConfigError."""
-    if not 1 <= value <= 86_400:
-        raise ConfigError(key, value, "seconds from 1 to 86400")
-    return value
-
-
-def parse_domain(text: str, key: str) -> str:
-    """A DNS name, lower case and without its final dot. Raises ConfigError.
-
-    Labels hold letters, digits, hyphens and underscores, 63 at most; 253 characters in all (RFC 1035 section 2.3.4).
-    Other alphabets are written as A-labels (RFC 5890 section 2.3.2.1).
-    """
-    name = text.strip().lower().removesuffix(".")
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
-        raise ConfigError(key, text, "a DNS name such as containers.internal (other alphabets in xn-- form)")
-    return name
-
-
-def parse_dns_upstream(text: str, key: str) -> str:
-    """A resolver: IPv4, IPv4:PORT, IPv6 or [IPv6]:PORT; the port is 53 unless given. Given back with its port.
-
-    Raises ConfigError.
-    """
-    host, port_text = text.strip(), "53"
-    bracketed = re.fullmatch(r"\[([^]]*)\](?::(\d+))?", host, re.ASCII)
-    if bracketed:
-        host, port_text = bracketed[1], bracketed[2] or port_text
-    elif host.count(":") == 1:
-        host, _, port_text = host.partition(":")
-    expected = "the address of a resolver such as 9.9.9.9, 127.0.0.1:5353 or [::1]:53"
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise ConfigError(key, text, expected) from None
-    if address.is_multicast or address.is_unspecified:
-        raise ConfigError(key, text, expected)
-    shown = f"[{address}]" if address.version == 6 else str(address)
-    return f"{shown}:{_port(port_text, text, key)}"
-
-
-def _port(digits: str, value: str, key: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", digits, re.ASCII) or not 1 <= int(digits) <= 65_535:
-        raise ConfigError(key, value, "a port from 1 to 65535 at its end")
-    return int(digits)
-
-
-def parse_endpoint(text: str, key: str, schemes: Sequence[str]) -> UnixEndpoint | TcpEndpoint:
-    """A URL as gvproxy writes them: `unixgram://PATH`, `unix://PATH`, `unixpacket://PATH`, `tcp://HOST:PORT`.
-
-    Raises ConfigError for a scheme not among `schemes`, an empty or too long path, a port out of range.
-    """
-    forms = {scheme: "tcp://HOST:PORT" if scheme == "tcp" else f"{scheme}://PATH" for scheme in schemes}
-    expected = " or ".join(forms.values())
-    scheme, separator, rest = text.strip().partition("://")
-    if not separator or scheme not in forms or not rest:
-        raise ConfigError(key, text, expected)
-    if scheme == "tcp":
-        host, separator, port = rest.rpartition(":")
-        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not separator or not host:
-            raise ConfigError(key, text, f"{expected} (0.0.0.0 as HOST means every address of this machine)")
-        return TcpEndpoint(host, _port(port, text, key))
-    path = unquote(rest)
-    if len(path.encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH or "\0" in path:
-        raise ConfigError(key, text, f"a socket path of at most {MAX_SOCKET_PATH} bytes")
-    return UnixEndpoint(Path(path))
-
-
-def parse_fd(value: int, key: str, *, least: int = 3) -> int:
-    """A file descriptor number inherited from the parent process. Raises ConfigError below `least`."""
-    if value < least:
-        raise ConfigError(key, value, f"the number of an open file descriptor, {least} or more")
-    return value
-
-
-def parse_device_name(text: str, key: str) -> str:
-    """A Linux network device's name: 1..15 bytes, no blank, slash or colon (dev_valid_name()). Raises ConfigError."""
-    if not re.fullmatch(r"[^\s/:\0]{1,15}", text) or text in (".", "..") or len(text.encode()) > 15:
-        raise ConfigError(key, text, "a network device's name of at most 15 characters such as tap0")
-    return text
+def key_of(setting: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """What a setting is called where it was given: what `names` says, else its option."""
+    return names.get(setting) or _OPTION_NAMES.get(setting) or "--" + setting.replace("_", "-")
 
 
 def link_specs(
@@ -245,17 +256,18 @@ def link_specs(
     fds: Sequence[int] = (),
     taps: Sequence[str] = (),
     netns: str | None = None,
+    names: Mapping[str, str] = NO_NAMES,
 ) -> tuple[LinkSpec, ...]:
     """The links that the link options ask for, one guest or listener each. Raises ConfigError, also for none at all."""
     specs: list[LinkSpec] = []
     for text in vfkit:
-        specs.append(ListenLink("vfkit", parse_endpoint(text, "--listen-vfkit", ["unixgram"])))
+        specs.append(ListenLink("vfkit", parse_endpoint(text, key_of("vfkit", names), ["unixgram"])))
     for text in qemu:
-        specs.append(ListenLink("qemu", parse_endpoint(text, "--listen-qemu", ["unix", "tcp"])))
+        specs.append(ListenLink("qemu", parse_endpoint(text, key_of("qemu", names), ["unix", "tcp"])))
     for text in bess:
-        specs.append(ListenLink("bess", parse_endpoint(text, "--listen-bess", ["unixpacket"])))
+        specs.append(ListenLink("bess", parse_endpoint(text, key_of("bess", names), ["unixpacket"])))
     for text in vpnkit:
-        specs.append(ListenLink("vpnkit", parse_endpoint(text, "--listen-vpnkit", ["unix", "tcp"])))
+        specs.append(ListenLink("vpnkit", parse_endpoint(text, key_of("vpnkit", names), ["unix", "tcp"])))
     endpoints = [spec.endpoint for spec in specs if isinstance(spec, ListenLink)]
     for position, endpoint in enumerate(endpoints):
         if endpoint in endpoints[:position]:
@@ -263,12 +275,12 @@ def link_specs(
             raise ConfigError("--listen-*", where, "an endpoint of its own for each listener")
     if stdio is not None:
         if stdio != "accept":
-            raise ConfigError("--listen-stdio", stdio, "no value, or 'accept'")
+            raise ConfigError(key_of("stdio", names), stdio, "no value, or 'accept'")
         specs.append(StdioLink())
-    specs.extend(FdLink(parse_fd(fd, "--fd")) for fd in dict.fromkeys(fds))
+    specs.extend(FdLink(parse_fd(fd, key_of("fds", names))) for fd in dict.fromkeys(fds))
     if netns is not None and not taps:
-        raise ConfigError("--netns", netns, "--tap with it: only a TAP is made inside a namespace")
-    specs.extend(TapLink(parse_device_name(name, "--tap"), netns) for name in dict.fromkeys(taps))
+        raise ConfigError(key_of("netns", names), netns, "--tap with it: only a TAP is made inside a namespace")
+    specs.extend(TapLink(parse_device_name(name, key_of("taps", names)), netns) for name in dict.fromkeys(taps))
     if not specs:
         raise ConfigError(
             "link",
@@ -279,79 +291,6 @@ def link_specs(
 
 
 # -- the guest's network ---------------------------------------------------------------------------------------------
-
-
-def parse_zone(text: str, key: str) -> Zone:
-    """A local zone: `NAME:WHAT=IP,WHAT=IP,...`. Raises ConfigError.
-
-    WHAT is the labels left of the zone (`host`, `a.b`), `@` for the zone's own name, `/REGEXP/` searched in those
-    labels, or `*` for every name that nothing else matches. A WHAT that comes twice gives two addresses. Without any,
-    no name of the zone exists.
-    """
-    expected = "NAME:WHAT=IP,... as in 'containers.internal:gateway=192.168.127.1,/^node-[0-9]+$/=10.0.0.9,*=10.0.0.1'"
-    name, separator, items = text.partition(":")
-    if not separator:
-        raise ConfigError(key, text, expected)
-    zone = parse_domain(name, key)
-    records: list[ZoneRecord] = []
-    default_ip: bytes | None = None
-    position = 0
-    while position < len(items):
-        item = _ZONE_ITEM.match(items, position)
-        if item is None:
-            raise ConfigError(key, text, expected)
-        position = item.end()
-        address = parse_ipv4(item["address"], key)
-        what = item["name"].strip() if item["name"] is not None else None
-        if what is None:
-            try:
-                # DNS names are compared without case (RFC 4343).
-                pattern = re.compile(item["regexp"].replace("\\/", "/"), re.IGNORECASE)
-            except re.error as error:
-                raise ConfigError(key, item["regexp"], f"a regular expression ({error})") from None
-            records.append(ZoneRecord("", address, pattern))
-        elif what == "*":
-            if default_ip is not None:
-                raise ConfigError(key, text, "'*' once in a zone")
-            default_ip = address
-        else:
-            records.append(ZoneRecord("" if what == "@" else parse_domain(what, key), address))
-    return Zone(zone, tuple(records), default_ip)
-
-
-def parse_address_pair(text: str, key: str) -> tuple[bytes, bytes]:
-    """A NAT entry, `IP=IP`: what the guest uses, and what is dialled. Raises ConfigError."""
-    left, separator, right = text.partition("=")
-    if not separator:
-        raise ConfigError(key, text, "IP=IP as in 192.168.127.254=127.0.0.1")
-    return parse_ipv4(left, key), parse_ipv4(right, key)
-
-
-def parse_lease(text: str, key: str) -> tuple[bytes, bytes]:
-    """A static lease, `MAC=IP`. Raises ConfigError."""
-    left, separator, right = text.partition("=")
-    if not separator:
-        raise ConfigError(key, text, "MAC=IP as in 5a:94:ef:e4:0c:ee=192.168.127.2")
-    return parse_mac(left, key), parse_ipv4(right, key)
-
-
-def parse_subnet(text: str, key: str) -> ipaddress.IPv4Network:
-    """The guest's subnet, /8 to /29; bits right of the prefix are masked off. Raises ConfigError."""
-    try:
-        network = ipaddress.IPv4Network(text.strip(), strict=False)
-    except ValueError:
-        raise ConfigError(key, text, f"an IPv4 network such as {DEFAULT_SUBNET}") from None
-    if not 8 <= network.prefixlen <= 29:
-        raise ConfigError(key, text, "a network from /8 to /29: gateway, guest and host need an address each")
-    if (
-        network.is_loopback
-        or network.is_multicast
-        or network.is_link_local
-        or network.is_reserved
-        or not network.network_address.packed[0]
-    ):
-        raise ConfigError(key, text, "a network of ordinary addresses, not loopback, link-local, multicast or reserved")
-    return network
 
 
 def search_domains(resolv_conf: str) -> tuple[str, ...]:
@@ -387,7 +326,7 @@ def _dotted(address: bytes) -> str:
 
 
 def _own_address(
-    network: ipaddress.IPv4Network, text: str | None, *, default: int, key: str, role: str, taken: dict[bytes, str]
+    network: ipaddress.IPv4Network, text: str | None, default: int, *, key: str, role: str, taken: dict[bytes, str]
 ) -> bytes:
     """One of the three addresses with a role in the subnet: usable there, and not `taken` by another role before."""
     address = network[default].packed if text is None else parse_ipv4(text, key)
@@ -400,9 +339,10 @@ def _own_address(
     return address
 
 
-def _nat_table(entries: Iterable[str], settings: NetworkSettings) -> dict[bytes, bytes]:
-    key = "--nat"
-    table = {settings.host_ip: bytes((127, 0, 0, 1))}
+def _nat_table(
+    entries: Iterable[str], settings: NetworkSettings, table: dict[bytes, bytes], key: str
+) -> dict[bytes, bytes]:
+    """`table` with the entries added."""
     given: set[bytes] = set()
     for text in entries:
         used, dialled = parse_address_pair(text, key)
@@ -423,8 +363,7 @@ def _nat_table(entries: Iterable[str], settings: NetworkSettings) -> dict[bytes,
     return table
 
 
-def _static_leases(entries: Iterable[str], settings: NetworkSettings) -> dict[bytes, bytes]:
-    key = "--static-lease"
+def _static_leases(entries: Iterable[str], settings: NetworkSettings, key: str) -> dict[bytes, bytes]:
     leases: dict[bytes, bytes] = {}
     for text in entries:
         mac, address = parse_lease(text, key)
@@ -435,9 +374,33 @@ def _static_leases(entries: Iterable[str], settings: NetworkSettings) -> dict[by
         if address == settings.gateway_ip or address in settings.virtual_ips:
             raise ConfigError(key, text, "an address that the gateway does not answer for itself")
         leases[mac] = address
-    if DEFAULT_GUEST_MAC not in leases and settings.device_ip not in leases.values():
-        leases[DEFAULT_GUEST_MAC] = settings.device_ip
     return leases
+
+
+def _virtual_ips(addresses: Iterable[str], settings: NetworkSettings, key: str) -> set[bytes]:
+    found = set()
+    for text in addresses:
+        address = parse_ipv4(text, key)
+        if not settings.in_subnet(address) or address in (settings.subnet, settings.broadcast_ip):
+            raise ConfigError(key, text, "a usable address of the guest's subnet: ARP is only heard there")
+        if address == settings.device_ip:
+            raise ConfigError(key, text, "an address other than the guest's own")
+        found.add(address)
+    return found
+
+
+def _own_zones(zones: Iterable[str | Zone], default: tuple[Zone, ...], key: str) -> tuple[Zone, ...]:
+    """The default zones and these; one of the same name takes a default one's place."""
+    own = {zone.name: zone for zone in default}
+    given: set[str] = set()
+    for each in zones:
+        zone = parse_zone(each, key) if isinstance(each, str) else each
+        if zone.name in given:
+            shown = each if isinstance(each, str) else zone.name
+            raise ConfigError(key, shown, f"each zone once; {zone.name} was given before")
+        given.add(zone.name)
+        own[zone.name] = zone
+    return tuple(own.values())
 
 
 def network_settings(
@@ -446,50 +409,60 @@ def network_settings(
     gateway_ip: str | None = None,
     device_ip: str | None = None,
     host_ip: str | None = None,
+    gateway_mac: str | None = None,
     mtu: int = 1500,
     nat: Sequence[str] = (),
-    zones: Sequence[str] = (),
+    nat_table: Sequence[str] | None = None,
+    virtual_ips: Sequence[str] | None = None,
+    zones: Sequence[str | Zone] = (),
     static_leases: Sequence[str] = (),
     search: Sequence[str] = (),
     udp_timeout: float = 180.0,
     udp_unreplied_timeout: float = 30.0,
     tcp_keepalive: float | None = None,
+    tcp_connect_timeout: float = 30.0,
     metadata_access: bool = False,
+    defaults: bool = True,
+    names: Mapping[str, str] = NO_NAMES,
 ) -> NetworkSettings:
-    """The guest's network from the values of the options of the same names. Raises ConfigError.
+    """The guest's network from the values of the settings of these names. Raises ConfigError.
 
-    `nat` adds to the default entry (host IP -> 127.0.0.1) or replaces it; `zones` add to the default zones, a zone of
-    the same name replaces the default one; `static_leases` add to the default one (DEFAULT_GUEST_MAC -> device IP),
-    which gives way when its MAC or its address is named. NAT entries for addresses of the subnet become virtual IPs of
-    the gateway.
+    `nat` adds to the table, or replaces an entry of it, which is `nat_table`, or host IP -> 127.0.0.1. NAT entries for
+    addresses of the subnet are virtual IPs of the gateway, besides those of `virtual_ips` (the host IP). `zones` add to
+    the default zones, a zone of the same name replaces the default one; `static_leases` add to the default one
+    (DEFAULT_GUEST_MAC -> device IP), which gives way when its MAC or its address is named. Without `defaults` there are
+    no default zones and no default lease.
     """
-    network = parse_subnet(subnet, "--subnet")
+    network = parse_subnet(subnet, key_of("subnet", names))
     taken: dict[bytes, str] = {}
-    gateway = _own_address(network, gateway_ip, default=1, key="--gateway-ip", role="gateway", taken=taken)
-    device = _own_address(network, device_ip, default=2, key="--device-ip", role="guest", taken=taken)
-    host = _own_address(network, host_ip, default=-2, key="--host-ip", role="host", taken=taken)
-    own = {zone.name: zone for zone in default_zones(gateway, host)}
-    given: set[str] = set()
-    for text in zones:
-        zone = parse_zone(text, "--zone")
-        if zone.name in given:
-            raise ConfigError("--zone", text, f"each zone once; {zone.name} was given before")
-        given.add(zone.name)
-        own[zone.name] = zone
+    gateway = _own_address(network, gateway_ip, 1, key=key_of("gateway_ip", names), role="gateway", taken=taken)
+    device = _own_address(network, device_ip, 2, key=key_of("device_ip", names), role="guest", taken=taken)
+    host = _own_address(network, host_ip, -2, key=key_of("host_ip", names), role="host", taken=taken)
+    own_zones = _own_zones(zones, default_zones(gateway, host) if defaults else (), key_of("zones", names))
     base = NetworkSettings(
         subnet=network.network_address.packed,
         prefix_length=network.prefixlen,
         gateway_ip=gateway,
         device_ip=device,
         host_ip=host,
-        link=LinkTraits(mtu=parse_mtu(mtu, "--mtu")),
+        link=LinkTraits(mtu=parse_mtu(mtu, key_of("mtu", names))),
         search_domains=tuple(search),
-        zones=tuple(own.values()),
+        zones=own_zones,
         metadata_access=metadata_access,
-        tcp_keepalive=inf if tcp_keepalive is None else parse_seconds(tcp_keepalive, "--tcp-keepalive"),
-        udp_replied_timeout=parse_seconds(udp_timeout, "--udp-timeout"),
-        udp_unreplied_timeout=parse_seconds(udp_unreplied_timeout, "--udp-unreplied-timeout"),
+        tcp_keepalive=inf if tcp_keepalive is None else parse_seconds(tcp_keepalive, key_of("tcp_keepalive", names)),
+        dial_timeout=parse_seconds(tcp_connect_timeout, key_of("tcp_connect_timeout", names)),
+        udp_replied_timeout=parse_seconds(udp_timeout, key_of("udp_timeout", names)),
+        udp_unreplied_timeout=parse_seconds(udp_unreplied_timeout, key_of("udp_unreplied_timeout", names)),
     )
-    table = _nat_table(nat, base)
-    base = replace(base, nat=table, virtual_ips=frozenset({host, *(used for used in table if base.in_subnet(used))}))
-    return replace(base, static_leases=_static_leases(static_leases, base))
+    if gateway_mac is not None:
+        base = replace(base, gateway_mac=parse_mac(gateway_mac, key_of("gateway_mac", names)))
+    table = {host: bytes((127, 0, 0, 1))}
+    if nat_table is not None:
+        table = _nat_table(nat_table, base, {}, key_of("nat_table", names))
+    table = _nat_table(nat, base, table, key_of("nat", names))
+    own = {host} if virtual_ips is None else _virtual_ips(virtual_ips, base, key_of("virtual_ips", names))
+    base = replace(base, nat=table, virtual_ips=frozenset({*own, *(used for used in table if base.in_subnet(used))}))
+    leases = _static_leases(static_leases, base, key_of("static_leases", names))
+    if defaults and DEFAULT_GUEST_MAC not in leases and device not in leases.values():
+        leases[DEFAULT_GUEST_MAC] = device
+    return replace(base, static_leases=leases)

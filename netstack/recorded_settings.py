@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final
 
@@ -36,13 +36,16 @@ class RecordedSettings:
     network: NetworkSettings
     policy: PolicySettings | None
     clock: int
+    services: frozenset[int] = frozenset()
+    """Ports of the gateway that this program served."""
 
 
-def recorder(network: NetworkSettings, policy: PolicySettings) -> Callable[[int], str]:
+def recorder(network: NetworkSettings, policy: PolicySettings, services: Iterable[int] = ()) -> Callable[[int], str]:
     """What `CaptureWriter` wants as its `remark`: the line, once the clock's offset is known."""
 
     def line(clock: int) -> str:
         content: dict[str, Any] = {"format": FORMAT, "clock": clock, "network": _plain(network)}
+        content["services"] = sorted(services)
         short = LEAD + json.dumps({**content, "policy": None}, separators=(",", ":"))
         whole = LEAD + json.dumps({**content, "policy": _plain(policy)}, separators=(",", ":"))
         return whole if len(whole) <= MAX_LINE else short
@@ -69,6 +72,7 @@ def _settings(content: Mapping[str, Any]) -> RecordedSettings:
         network=_network(content["network"]),
         policy=None if policy is None else _policy(policy),
         clock=int(content["clock"]),
+        services=frozenset(map(int, content.get("services", ()))),
     )
 
 

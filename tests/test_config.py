@@ -22,7 +22,6 @@ from netstack.config import (
     UnixEndpoint,
 )
 from netstack.engine.settings import NetworkSettings
-from netstack.policy_config import offload_wanted
 
 
 def ip(text: str) -> bytes:
@@ -310,30 +309,3 @@ def test_a_zone_is_read_or_refused_with_a_config_error(text: str):
 def test_any_text_as_address_is_taken_or_refused_with_a_config_error(text: str, option: str):
     with contextlib.suppress(ConfigError):
         assert isinstance(config.network_settings(**{option: text}), NetworkSettings)
-
-
-@pytest.mark.parametrize(
-    ("option", "text", "wanted"),
-    [
-        (None, "{}", True),
-        (None, "offload: off", False),
-        (None, "offload: 'off'", False),
-        (None, "offload: on", True),
-        ("on", "offload: off", True),
-        ("off", "offload: on", False),
-    ],
-)
-def test_offload_by_option_and_file(tmp_path: Path, option: str | None, text: str, wanted: bool) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    assert offload_wanted(option, file) is wanted
-
-
-def test_offload_without_a_file_and_with_a_wrong_one(tmp_path: Path) -> None:
-    assert offload_wanted(None, None)
-    assert not offload_wanted("off", None)
-    file = tmp_path / "config.yaml"
-    for value in ("sometimes", "[on]", "1.5"):
-        file.write_text(f"offload: {value}")
-        with pytest.raises(ConfigError, match="offload: expected on or off, not"):
-            offload_wanted(None, file)

@@ -29,6 +29,9 @@ class Connections:
         self._isn: dict[bytes, int] = {}
         self._owing: dict[bytes, Conversation] = {}
         self._differences: list[str] = []
+        self._strange: OrderedDict[bytes, str] = OrderedDict()
+        self.offloads: set[bytes] = set()
+        """MACs of guests whose links take unfinished frames, as a recorded SYN-ACK's checksum shows."""
 
     def initial_sequence(self, key: bytes) -> int:
         """The recorded initial sequence number of the host side; 0 where it is not in sight."""
@@ -42,6 +45,10 @@ class Connections:
         conversation = self.table.get(key)
         if packet.flags & (tcp.SYN | tcp.ACK | tcp.RST) == tcp.SYN:
             frame = self._syn(frame, packet, conversation)
+        elif key in self._strange:
+            return self._strange[key], frame
+        elif conversation is None and not packet.flags & tcp.RST and self._ahead.goes_on(key):
+            return self._leave_out(key, "begins before the capture"), frame
         elif not self._exact:
             if conversation is None:
                 return "begins before the capture", frame
@@ -61,6 +68,7 @@ class Connections:
     def _syn(self, frame: bytes, packet: packets.Packet, old: Conversation | None) -> bytes:
         """A new connection, or its SYN once more: note what the recorded host side is going to agree to."""
         key = packet.key
+        self._strange.pop(key, None)
         if old is None or old.guest_isn != packet.sequence:
             if old is not None:
                 self._judge(old)
@@ -71,6 +79,8 @@ class Connections:
         if answer is not None:
             old.isn = answer.sequence
             self._isn[key] = answer.sequence
+            if self._exact and answer.is_unfinished and len(self.offloads) < MAX_CONNECTIONS:
+                self.offloads.add(frame[6:12])
             if not self._exact:
                 frame = bounded_syn(frame, packet, tcp.parse_options(answer.options))
         return frame
@@ -118,6 +128,19 @@ class Connections:
         what = connection_difference(conversation)
         if what:
             self._differences.append(f"{packets.endpoints(conversation.key)}: {what}")
+
+    def is_strange(self, packet: packets.Packet) -> bool:
+        """Whether a segment of the host side's is of a connection that is not replayed; notes those it opens itself."""
+        key = packet.reversed_key
+        if packet.flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
+            self._leave_out(key, "opened by a port forward")
+        return key in self._strange
+
+    def _leave_out(self, key: bytes, why: str) -> str:
+        self._strange[key] = why
+        if len(self._strange) > MAX_CONNECTIONS:
+            self._strange.popitem(last=False)
+        return why
 
     def pay(self) -> list[bytes]:
         """Acknowledgements that the guest owes us for what we have sent meanwhile, and that it gave long ago."""

@@ -61,7 +61,7 @@ class HostScript:
         self._report = report
         self._own = own
         self._gateway = stack.settings.gateway_ip
-        self._dials: dict[int, effects.OpenStream | effects.OpenNamed] = {}
+        self._dials: dict[int, effects.OpenStream | effects.ServeStream | effects.OpenNamed] = {}
         self._questions: OrderedDict[int, bytes] = OrderedDict()
         self._names: OrderedDict[str, list[bytes]] = OrderedDict()
         self._echoes: OrderedDict[tuple[bytes, int], int] = OrderedDict()
@@ -93,7 +93,7 @@ class HostScript:
                     self._take(flow, conversation)
                     return
             stack.stream_sent(effect.flow, size)
-        elif isinstance(effect, effects.OpenStream):
+        elif isinstance(effect, effects.OpenStream | effects.ServeStream):
             self._dials[effect.flow] = effect
         elif isinstance(effect, effects.OpenNamed):
             self._dials[effect.flow] = effect
@@ -143,7 +143,7 @@ class HostScript:
     def _open(self, number: int, now: float, address: bytes | None = None) -> None:
         """A dial succeeds, if the policy has nothing against the addresses of the name."""
         effect = self._dials.pop(number, None)
-        if isinstance(effect, effects.OpenStream):
+        if isinstance(effect, effects.OpenStream | effects.ServeStream):
             self._stack.stream_opened(number, now)
         elif effect is not None:
             flow = self._flow_of(number)

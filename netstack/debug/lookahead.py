@@ -123,6 +123,11 @@ class Lookahead:
                 return packet
         return None
 
+    def goes_on(self, key: bytes) -> bool:
+        """Whether the host side is going to speak on a guest's flow as if it knew it."""
+        waiting = self._segments.get(key)
+        return waiting is not None and not waiting[0][1].flags & (tcp.RST | tcp.SYN)
+
     def dns_over_tcp(self, guest: bytes, question: bytes) -> bytes | None:
         """The answer over TCP to a question that was answered by half of it over UDP (RFC 7766 section 5)."""
         for key, waiting in self._segments.items():

@@ -6,6 +6,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from netstack.wire import arp, dhcp, dns, ethernet, icmp, ipv4, tcp
+from netstack.wire.checksum import fold, pseudo_header_sum
 
 _PORTS = Struct("!HH")
 FLAG_LETTERS: Final = ((tcp.SYN, "S"), (tcp.FIN, "F"), (tcp.RST, "R"), (tcp.PSH, "P"), (tcp.URG, "U"))
@@ -32,11 +33,20 @@ class Packet(NamedTuple):
     options: bytes = b""
     header: ipv4.Ipv4 | None = None
     fault: str = ""
+    checksum: int = 0
 
     @property
     def key(self) -> bytes:
         """Addresses and ports as the sender has them: the key of the engine's tables for a guest's packet."""
         return self.source + self.destination + _PORTS.pack(self.source_port, self.destination_port)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether a segment's checksum is the pseudo-header's sum: a network card was to add the rest."""
+        if self.header is None:
+            return False
+        length = self.header.total_length - self.header.header_length
+        return self.checksum == 0xFFFF - fold(pseudo_header_sum(self.source, self.destination, ipv4.TCP, length))
 
     @property
     def reversed_key(self) -> bytes:
@@ -69,13 +79,13 @@ def read_ip(packet: bytes) -> Packet:
     if header.more_fragments or header.fragment_offset:
         return Packet("fragment", *ends, body=body, header=header)
     if header.protocol == ipv4.TCP and len(body) >= tcp.HEADER:
-        source, destination, sequence, acknowledgement, flags, window, _, _ = tcp.FIELDS.unpack_from(body)
+        source, destination, sequence, acknowledgement, flags, window, checksum, _ = tcp.FIELDS.unpack_from(body)
         text = (flags >> 12) * 4
         if tcp.HEADER <= text <= len(body):
             options = body[tcp.HEADER : text]
             return Packet(
                 "tcp", *ends, source, destination, body[text:], sequence, acknowledgement, flags & 0x3F, window,
-                options, header,
+                options, header, "", checksum,
             )  # fmt: skip
         return Packet("tcp", *ends, source, destination, header=header, fault="tcp-data-offset")
     if header.protocol == ipv4.UDP and len(body) >= 8:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from guest_iface.tap import MAX_SEGMENT_TEXT
 from netstack import recorded_settings
 from netstack.debug import packets
 from netstack.debug.capture_reader import OUTBOUND, CapturedFrame, CaptureError, CaptureReader
@@ -52,8 +53,6 @@ LATE: Final = 0.1
 """Seconds by which a live driver's timer may have been late: a deadline that near waits for the recorded frame."""
 TICK: Final = 0.004
 """Seconds around a recorded frame in which a timer may have been what sent it."""
-OFFLOAD_NOTE: Final = "segment offload "
-"""What the comment of an interface begins with whose link cuts frames (guest_iface.capture)."""
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -140,14 +139,15 @@ class Replay:
         self.exact = recorded is not None and network is None and policy in (None, recorded.policy)
         """Answers are compared byte for byte."""
         self._batches = batches
-        self._offload: dict[bytes, int] = {}
         self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.stack = Stack(
             self.parties.network,
             initial_sequence=lambda key, _now: self._connections.initial_sequence(key),
             policy=self.policy,
-            segment_offload=lambda mac: self._offload.get(mac, 0),
+            segment_offload=lambda mac: MAX_SEGMENT_TEXT if mac in self._connections.offloads else 0,
         )
+        if recorded is not None:
+            self.stack.tcp.hosted |= recorded.services
         self._connections = Connections(self.stack, self._ahead, exact=self.exact)
         self._script = HostScript(self.stack, self._connections.table, self._ahead, self._report, own=self.exact)
         self._script.sent = self._sent_to_host
@@ -237,8 +237,10 @@ class Replay:
         if self._start is None:
             self._start = (group[0].captured.time - self._clock) / 1e9
             self._now = self._start
-        yield from self._let_time_pass(when)
         skipped: list[str] = []
+        if self.exact and not last.from_guest:
+            when = self._exact_time(group, when)
+        yield from self._let_time_pass(when)
         if last.from_guest:
             self._now = max(self._now, when)
             skipped = [self._from_guest(seen) for seen in group]
@@ -301,12 +303,8 @@ class Replay:
     def _from_guest(self, seen: Seen) -> str:
         """Give the engine a frame of the guest's; why not, if not."""
         frame, packet = seen.frame, seen.packet
-        if self.own:
-            interface = self.reader.interfaces[seen.captured.interface]
-            if interface.comment.startswith(OFFLOAD_NOTE):
-                self._offload[frame[6:12]] = int(interface.comment[len(OFFLOAD_NOTE) :])
-            if frame[:6] != self.parties.gateway_mac and frame[:1] and not frame[0] & 1:
-                return "for another guest"
+        if self.own and frame[:6] != self.parties.gateway_mac and frame[:1] and not frame[0] & 1:
+            return "for another guest"
         if packet.kind == "tcp" and not packet.fault:
             word, frame = self._connections.segment(frame, packet)
             if word:
@@ -323,6 +321,8 @@ class Replay:
         for seen in group:
             if not self.own and seen.frame[6:12] != self.parties.gateway_mac and seen.frame[0] & 1:
                 continue  # of some other station, to everybody
+            if seen.packet.kind == "tcp" and self._connections.is_strange(seen.packet):
+                continue
             self._comparison.recorded(seen.captured.number, time, seen.frame)
         now = self._now = max(self._now, self._exact_time(group, when))
         for seen in group:
@@ -366,10 +366,8 @@ class Replay:
         following = self._ahead.peek()
         if not self.exact or following is None or following.from_guest:
             return when
-        then = (following.captured.time - self._clock) / 1e9
-        if then - when > TICK:
-            return when
-        return max(when, self._exact_time([following], then))
+        then = self._exact_time([following], (following.captured.time - self._clock) / 1e9)
+        return max(when, then) if then - when <= TICK else when
 
     # -- time, and what comes of it ------------------------------------------------------------------------------------
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import dns.name
-
 from netstack.engine.names import canonical
 from netstack.wire import dns as wire
 
@@ -20,6 +18,8 @@ def name_text(name: bytes) -> str:
         and text.count(b".") == len(parts) - 1
     ):
         return text.decode()
+    import dns.name  # for what is not plain only: see zones.py
+
     return dns.name.Name((*parts, b"")).to_text(omit_final_dot=True)
 
 

@@ -5,6 +5,7 @@ Nothing is ever faked.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import inf
 from typing import Final, NamedTuple
 
@@ -185,6 +186,18 @@ class EchoFlows:
             # A host that is there refuses no echo: what the socket calls refused is an unreachable host.
             cause = effects.HOST_UNREACHABLE if failure == effects.REFUSED else failure
             self._host_errors.tell(cause, kept, now, dialled=address, offender=offender, mtu=mtu)
+
+    @property
+    def flows(self) -> Collection[EchoFlow]:
+        """Those that live."""
+        return self._by_number.values()
+
+    def end(self, number: int, now: float) -> bool:
+        """End a flow because somebody on the host wants it; False when it is none of these."""
+        flow = self._by_number.get(number)
+        if flow is not None:
+            self._close(flow, "closed by hand", now)
+        return flow is not None
 
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""

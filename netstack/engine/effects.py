@@ -1,7 +1,8 @@
 """The words that cross the border: what the engine asks of its driver, as small frozen values.
 
 A *flow* number is unique for the life of a stack. The driver answers each effect by calling the stack's `stream_*`,
-`datagram_*`, `echo_*` and `dns_*` methods. Nothing here does anything.
+`datagram_*`, `echo_*` and `dns_*` methods; those about inbound flows answer calls of the driver's. Nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -113,6 +114,44 @@ class AbortStream(NamedTuple):
     flow: int
 
 
+class ServeStream(NamedTuple):
+    """A guest wants the service at `port` of the gateway: make a stream for who serves it.
+
+    `guest` is its address and port. Answer with `stream_opened` or `stream_failed`.
+    """
+
+    flow: int
+    port: int
+    guest: tuple[bytes, int]
+
+
+class InboundOpened(NamedTuple):
+    """The guest has answered what `open_inbound` asked: from here on the flow is a stream like any other."""
+
+    flow: int
+
+
+class InboundFailed(NamedTuple):
+    """The guest did not answer, or refused: nothing more is heard of this flow."""
+
+    flow: int
+    failure: int
+
+
+class DeliverDatagram(NamedTuple):
+    """The guest answers on a flow of `open_inbound_datagrams`."""
+
+    flow: int
+    payload: bytes
+
+
+class InboundDatagramsEnded(NamedTuple):
+    """A flow of `open_inbound_datagrams` is over. `reason`: idle, refused, evicted, guest left, closed ..."""
+
+    flow: int
+    reason: str
+
+
 class OpenDatagrams(NamedTuple):
     """Make one unconnected UDP host socket for this mapping (endpoint-independent, RFC 4787 section 4.1)."""
 
@@ -181,6 +220,11 @@ Effect = (
     | ShutdownStream
     | CloseStream
     | AbortStream
+    | ServeStream
+    | InboundOpened
+    | InboundFailed
+    | DeliverDatagram
+    | InboundDatagramsEnded
     | OpenDatagrams
     | SendDatagram
     | CloseDatagrams

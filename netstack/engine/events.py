@@ -6,9 +6,15 @@ escaped by the writer.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from netstack.engine.verdict import Verdict
+
+OUTBOUND: Final = "out"
+"""The guest opened the flow: to somewhere, or to a service of the gateway's."""
+INBOUND: Final = "in"
+"""Somebody outside opened it, through a port forward. `destination` is then who the guest takes them for, `dialled` who
+they are."""
 
 
 class LeaseEvent(NamedTuple):
@@ -44,7 +50,7 @@ class DnsEvent(NamedTuple):
 
 
 class FlowOpened(NamedTuple):
-    """A flow that reached its destination, and why it might. `protocol`: tcp, udp, icmp.
+    """A flow that reached its destination, and why it might. `protocol`: tcp, udp, icmp. `direction`: out or in.
 
     `dialled` is the address after NAT, or the one the name of the verdict stands for. `note`, where there is one:
     address-not-answered, the name is allowed and was dialled, and the guest's address is none our DNS gave it for it.
@@ -57,6 +63,7 @@ class FlowOpened(NamedTuple):
     dialled: tuple[bytes, int]
     verdict: Verdict
     note: str = ""
+    direction: str = OUTBOUND
 
 
 class FlowClosed(NamedTuple):
@@ -76,6 +83,7 @@ class FlowClosed(NamedTuple):
     received: int
     seconds: float
     verdict: Verdict
+    direction: str = OUTBOUND
 
 
 class FlowRefused(NamedTuple):

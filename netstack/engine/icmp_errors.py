@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from netstack.engine.counters import Counters
 from netstack.engine.settings import NetworkSettings
 from netstack.wire import icmp, ipv4
 
@@ -45,8 +46,11 @@ class _TokenBucket:
 class IcmpErrors:
     """Makes error packets. `drop` is called with a reason word for each error that may not be sent."""
 
-    def __init__(self, settings: NetworkSettings, *, drop: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: NetworkSettings, *, drop: Callable[[str], None], counters: Counters | None = None
+    ) -> None:
         self._settings = settings
+        self._sent = (counters or Counters()).icmp_sent
         self._drop = drop
         # The subnet's two broadcast forms (RFC 1122 section 3.2.1.3), and all ones.
         self._broadcasts = frozenset({settings.subnet, settings.broadcast_ip, _LIMITED_BROADCAST})
@@ -82,6 +86,7 @@ class IcmpErrors:
         ):
             self._drop("icmp-error-rate")
             return None
+        self._sent[kind] += 1
         message = icmp.build_error(
             kind,
             code,

@@ -14,6 +14,7 @@ from netstack.engine.dns_port import DnsPort
 from netstack.engine.echo_flows import EchoFlows
 from netstack.engine.fragments import Reassembler
 from netstack.engine.icmp_errors import IcmpErrors
+from netstack.engine.inbound_udp import InboundUdp
 from netstack.engine.judge import Judge
 from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
@@ -57,9 +58,11 @@ class Ipv4Input:
         tcp_flows: TcpFlows,
         udp_flows: UdpFlows,
         echo_flows: EchoFlows,
+        inbound_udp: InboundUdp,
     ) -> None:
         self._settings = settings
         self._outbox = outbox
+        self._counters = outbox.counters
         self._judge = judge
         self._routes = routing
         self._errors = errors
@@ -71,11 +74,13 @@ class Ipv4Input:
         self._tcp_table = tcp_flows.table
         self._udp = udp_flows
         self._echo = echo_flows
+        self._inbound_udp = inbound_udp
         self._broadcasts = (settings.broadcast_ip, b"\xff\xff\xff\xff")
         self._verify = settings.link.verify_checksums
 
     def receive(self, packet: bytes, mac: bytes, *, to_group: bool, now: float) -> None:
         """A packet from the guest with this MAC; `to_group` when its frame was a broadcast or a multicast."""
+        self._counters.packets_long_way += 1
         header = ipv4.parse(packet, verify_checksum=self._verify)
         if isinstance(header, str):
             self._outbox.drop(header)
@@ -159,6 +164,7 @@ class Ipv4Input:
         ):
             self._outbox.drop("tcp-checksum")
             return
+        self._counters.segments_long_way += 1
         flags &= 0x3F
         options = packet[start + tcp.HEADER : text]
         key = header.source + header.destination + packet[start : start + 4]
@@ -197,14 +203,17 @@ class Ipv4Input:
         if isinstance(datagram, str):
             self._outbox.drop(datagram)
             return
+        self._counters.datagrams_long_way += 1
         gateway = self._settings.gateway_ip
         to_gateway = header.destination == gateway
+        key = header.source + header.destination + packet[start : start + 4]
         if self._is_for_dhcp(packet, header):
             self._answer_dhcp(datagram.payload, header.source, mac, now)
         elif not datagram.destination_port or not datagram.source_port:
             self._outbox.drop("udp-port-zero")
+        elif (inbound := self._inbound_udp.table.get(key)) is not None:
+            self._inbound_udp.answer(inbound, datagram.payload, now)
         elif route.kind == routes.OUT:
-            key = header.source + header.destination + packet[start : start + 4]
             self._udp.send(key, packet, header, datagram, route.dialled, now)
         elif to_gateway and datagram.destination_port == DNS_PORT:
             self._dns_port.datagram(header.source, gateway, datagram, now)
@@ -219,6 +228,7 @@ class Ipv4Input:
     def _refuse_datagram(self, question: Question, packet: bytes, kind: int, now: float) -> None:
         """What is no flow and no service: say so as a host or a router would."""
         destination = question.destination[0]
+        self._counters.unserved_datagrams += kind == routes.OWN and question.protocol == ipv4.UDP
         step = "echo" if question.protocol == ipv4.ICMP else "datagram"
         reason, code = routes.refusal(kind, destination), _DATAGRAM_REFUSALS.get(kind)
         told = False
@@ -244,10 +254,12 @@ class Ipv4Input:
 
     def _receive_icmp(self, packet: bytes, header: ipv4.Ipv4, route: Route, now: float) -> None:
         message = icmp.parse(packet[header.header_length :], verify_checksum=self._verify)
+        if message not in ("icmp-truncated", "icmp-checksum"):
+            self._counters.icmp_received[packet[header.header_length]] += 1
         if isinstance(message, str):
             self._outbox.drop(message)
         elif not isinstance(message, icmp.Echo):
-            self._outbox.drop("icmp-error-from-guest")  # never applied to anything (conformance E5)
+            self._receive_icmp_error(message, header.source, now)
         elif not message.request:
             self._outbox.drop("icmp-unasked-reply")
         elif route.kind == routes.OWN:
@@ -259,6 +271,16 @@ class Ipv4Input:
             self._echo.request(packet, header, message, route.dialled, now)
         else:
             self._refuse_datagram(self._question(header, message.identifier, 0), packet, route.kind, now)
+
+    def _receive_icmp_error(self, error: icmp.IcmpError, guest: bytes, now: float) -> None:
+        """An error speaks of what we have sent to this very guest to open a flow, or is applied to nothing (E5)."""
+        protocol = error.quote.protocol
+        if protocol == ipv4.UDP:
+            applied = self._inbound_udp.refused_by_icmp(error, guest, now)
+        else:
+            applied = protocol == ipv4.TCP and self._tcp.inbound.refused_by_icmp(error, guest, now)
+        if not applied:
+            self._outbox.drop("icmp-error-from-guest")
 
     def reassembly_expired(self, first: bytes, now: float) -> None:
         """The other fragments of a datagram did not come in time; `first` is the one it begins with."""

@@ -20,6 +20,8 @@ RETRY_INTERVAL: Final = 1.0
 """Seconds between requests for one address: RFC 1122 section 2.3.2.1 allows no more than one a second."""
 MAX_PENDING: Final = 64
 """Addresses being resolved at one time."""
+WAITING_PER_ADDRESS: Final = 1024
+"""Callers of `resolve` that wait for one address."""
 PACKETS_PER_ADDRESS: Final = 16
 """Packets held per address being resolved; the latest are kept (RFC 1122 section 2.3.2.2)."""
 
@@ -37,13 +39,14 @@ class _Neighbour:
 class _Resolution:
     """Requests under way for one address: by broadcast when it is unknown, to the old `mac` when it is asked after."""
 
-    __slots__ = ("due", "mac", "packets", "tries")
+    __slots__ = ("due", "mac", "packets", "tries", "waiting")
 
     def __init__(self, mac: bytes, due: float) -> None:
         self.mac = mac
         self.due = due
         self.tries = 0
         self.packets: list[bytes] = []
+        self.waiting: list[Callable[[bytes | None, float], None]] = []
 
 
 class Neighbours:
@@ -68,6 +71,12 @@ class Neighbours:
         self._resolutions: dict[bytes, _Resolution] = {}
         self._next_sweep = -math.inf
         self._frames: list[bytes] = []
+        self.requests_received = 0
+        self.replies_received = 0
+        self.requests_sent = 0
+        self.replies_sent = 0
+        self.requests_for_others = 0
+        """Requests for addresses that are not the gateway's."""
         self._unreachable: list[bytes] = []
 
     def lookup(self, address: bytes) -> bytes | None:
@@ -103,6 +112,23 @@ class Neighbours:
             self._drop("arp-queue-full")
         resolution.packets.append(packet)
 
+    def resolve(self, address: bytes, then: Callable[[bytes | None, float], None], now: float) -> bool:
+        """Find the MAC of an address of the subnet: `then(mac, when)` is called once, now or later.
+
+        With None when nobody answered TRIES requests. False, and no call, when too many addresses are being resolved,
+        or too many wait for this one.
+        """
+        mac = self.lookup(address)
+        if mac is not None:
+            then(mac, now)
+            return True
+        resolution = self._resolutions.get(address) or self._resolve(address, ethernet.BROADCAST, now)
+        if resolution is None or len(resolution.waiting) >= WAITING_PER_ADDRESS:
+            self._drop("arp-too-many-unresolved")
+            return False
+        resolution.waiting.append(then)
+        return True
+
     def learn(self, address: bytes, mac: bytes, now: float) -> None:
         """Note the sender of an IP packet: confirms what is known and adds what is not.
 
@@ -122,6 +148,10 @@ class Neighbours:
         if isinstance(message, str):
             self._drop(message)
             return
+        if message.operation == arp.REQUEST:
+            self.requests_received += 1
+        else:
+            self.replies_received += 1
         sender = message.sender_ip
         if message.sender_mac != source_mac:
             self._drop("arp-mac-mismatch")
@@ -137,6 +167,7 @@ class Neighbours:
             self._drop("arp-claims-lease")
             return
         asks_us = message.target_ip in self._own
+        self.requests_for_others += not asks_us and message.operation == arp.REQUEST
         # RFC 826: what is known is always updated, something new is added only when the message is for us. A probe has
         # no sender address (RFC 5227 section 2.1.1), which is in no subnet.
         if (asks_us or sender in self._table) and self._believable(sender, source_mac):
@@ -144,6 +175,7 @@ class Neighbours:
         if asks_us and message.operation == arp.REQUEST:
             reply = arp.build(arp.REPLY, self._settings.gateway_mac, message.target_ip, source_mac, sender)
             self._frames.append(ethernet.frame(source_mac, self._settings.gateway_mac, ethernet.ARP, reply))
+            self.replies_sent += 1
 
     def advance(self, now: float) -> None:
         """Repeat or give up requests that are due, and start asking after entries that grew old."""
@@ -155,6 +187,8 @@ class Neighbours:
             del self._resolutions[address]
             self._table.pop(address, None)
             self._unreachable += resolution.packets
+            for then in resolution.waiting:
+                then(None, now)
         # No deadline of its own: an idle engine is not woken to look after entries that nobody uses.
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_INTERVAL
@@ -205,6 +239,8 @@ class Neighbours:
         if resolution is not None:
             gateway_mac = self._settings.gateway_mac
             self._frames += [ethernet.frame(mac, gateway_mac, ethernet.IPV4, packet) for packet in resolution.packets]
+            for then in resolution.waiting:
+                then(mac, now)
 
     def _resolve(self, address: bytes, mac: bytes, now: float) -> _Resolution | None:
         if len(self._resolutions) >= MAX_PENDING:
@@ -215,6 +251,7 @@ class Neighbours:
 
     def _request(self, address: bytes, resolution: _Resolution, now: float) -> None:
         resolution.tries += 1
+        self.requests_sent += 1
         resolution.due = now + RETRY_INTERVAL
         settings = self._settings
         request = arp.build(arp.REQUEST, settings.gateway_mac, settings.gateway_ip, _NO_MAC, address)

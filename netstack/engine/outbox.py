@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netstack.engine.counters import Counters
 from netstack.engine.effects import Effect, Report
 from netstack.engine.events import Event, FrameDropped
 from netstack.engine.refusals import is_told
@@ -11,7 +12,7 @@ from netstack.wire import ipv4, udp
 class Outbox:
     """Shared by every part of one engine; the stack empties it."""
 
-    __slots__ = ("_identification", "_last_flow", "dropped", "effects", "frames", "packets")
+    __slots__ = ("_identification", "_last_flow", "counters", "dropped", "effects", "frames", "packets")
 
     def __init__(self) -> None:
         self.effects: list[Effect] = []
@@ -21,6 +22,7 @@ class Outbox:
         """(destination address, IP packet) for the guest's subnet; the stack finds the MAC and fragments."""
         self.dropped: dict[str, int] = {}
         """Frames, packets and flows refused, by reason word."""
+        self.counters = Counters()
         self._last_flow = 0
         self._identification = 0
 
@@ -36,6 +38,8 @@ class Outbox:
         """
         self._identification = (self._identification + 1) & 0xFFFF
         packet = ipv4.build(source, destination, protocol, payload, identification=self._identification)
+        if protocol == ipv4.ICMP:
+            self.counters.icmp_sent[payload[0]] += 1
         self.packets.append((destination, packet))
 
     def send_datagram(

@@ -96,3 +96,8 @@ class NetworkSettings:
     def in_subnet(self, address: bytes) -> bool:
         """Whether a packed address belongs to the guest's subnet."""
         return int.from_bytes(address, "big") & self.netmask == int.from_bytes(self.subnet, "big")
+
+    def may_be_guest(self, address: bytes) -> bool:
+        """Whether a packed address is one that a guest can have."""
+        nobody = (self.subnet, self.broadcast_ip, self.gateway_ip)
+        return self.in_subnet(address) and address not in nobody and address not in self.virtual_ips

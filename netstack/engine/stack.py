@@ -11,6 +11,7 @@ from collections.abc import Callable, Set
 from struct import Struct
 from typing import Final
 
+from netstack.engine.counters import Counters
 from netstack.engine.dhcp_server import DhcpServer
 from netstack.engine.dns_port import PORT as DNS_PORT
 from netstack.engine.dns_port import DnsPort
@@ -21,6 +22,7 @@ from netstack.engine.fragments import MIN_MTU, Reassembler, fragment
 from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.host_names import HostNames
 from netstack.engine.icmp_errors import IcmpErrors
+from netstack.engine.inbound_udp import InboundUdp
 from netstack.engine.ipv4_input import Ipv4Input
 from netstack.engine.judge import Judge
 from netstack.engine.neighbours import Neighbours
@@ -63,6 +65,7 @@ class Stack:
             raise ValueError(f"an MTU of {mtu} is outside {MIN_MTU}..{ipv4.MAX_PACKET}")
         self.settings = settings
         self._outbox = outbox = Outbox()
+        self._counters = outbox.counters
         self.judge = Judge(Policy(policy, settings), settings, outbox)
         self._disabled = policy.disabled
         self._mac = settings.gateway_mac
@@ -72,7 +75,7 @@ class Stack:
         self.dns = DnsServer(Zones(settings.zones), outbox.report, judge=self.judge, mtu=mtu)
         self.names = HostNames(self.dns.zones, self.dns.cache)
         routes = Routes(settings)
-        errors = IcmpErrors(settings, drop=outbox.drop)
+        errors = IcmpErrors(settings, drop=outbox.drop, counters=outbox.counters)
         self._reassembler = Reassembler(drop=outbox.drop)
         self._dns_port = DnsPort(self.dns, outbox, self._wake_session)
         self.tcp = TcpFlows(
@@ -81,6 +84,7 @@ class Stack:
             outbox,
             errors,
             self.judge,
+            self.neighbours,
             initial_sequence=initial_sequence,
             segment_offload=segment_offload,
             services={(settings.gateway_ip, DNS_PORT): self._dns_port.session},
@@ -88,6 +92,7 @@ class Stack:
         host_errors = HostErrors(settings, outbox, errors)
         self.udp = UdpFlows(settings, outbox, host_errors, self.judge)
         self.echo = EchoFlows(settings, outbox, host_errors, self.judge)
+        self.inbound_udp = InboundUdp(settings, outbox, initial_sequence, self.udp.table.__contains__)
         self._ipv4 = Ipv4Input(
             settings,
             outbox,
@@ -101,14 +106,21 @@ class Stack:
             tcp_flows=self.tcp,
             udp_flows=self.udp,
             echo_flows=self.echo,
+            inbound_udp=self.inbound_udp,
         )
         self._tcp_table = self.tcp.table
         self._udp_table = self.udp.table
+        self._close_ways_in(policy.disabled, "", 0.0)
 
     @property
     def dropped(self) -> dict[str, int]:
         """Frames, packets and flows refused so far, by reason word."""
         return self._outbox.dropped
+
+    @property
+    def counters(self) -> Counters:
+        """What was received and sent so far. Whoever calls `receive_frame` adds its frames, once a batch."""
+        return self._counters
 
     def note_drop(self, reason: str) -> None:
         """Count a frame that was dropped before it came here, and tell people of it as of any other."""
@@ -152,11 +164,13 @@ class Stack:
                         and frame[38] << 8 | frame[39] == total - 20
                         and self.neighbours.confirms(frame[26:30], frame[6:12], now)
                     ):
+                        self._counters.datagrams_quick += 1
                         self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
                         return
         self._receive_any(frame, now)
 
     def _receive_any(self, frame: bytes, now: float) -> None:
+        self._counters.long_way += 1
         drop = self._outbox.drop
         if self._disabled:
             drop("network-disabled")
@@ -185,21 +199,94 @@ class Stack:
         self.tcp.guest_left(mac, now)
         addresses = frozenset(address for address, owner in self.neighbours.entries().items() if owner == mac)
         self.udp.guest_left(addresses, now)
+        self.inbound_udp.guest_left(addresses, now)
         self.echo.guest_left(addresses, now)
         for address in addresses:
             self.judge.pins.forget(address)
 
-    def replace_policy(self, policy: PolicySettings, why: str, now: float) -> None:
+    def replace_policy(self, policy: PolicySettings, why: str, now: float, *, final: bool = False) -> None:
         """Put another policy in force, whole: flows it would refuse are reset, the rest live on.
 
         `why` is for the record: reload, api, kill-switch. A disabled network ends every flow without a word: its guest
-        has a network card that carries no frame.
+        has a network card that carries no frame. No list speaks of flows towards guests and of the driver's services
+        at the gateway; a `final` policy ends them, and lets none begin.
         """
         self.judge.replace(Policy(policy, self.settings), why)
         self._disabled = policy.disabled
-        self.tcp.admission.judge_again(now)
+        self._close_ways_in(policy.disabled or final, "network disabled" if policy.disabled else "kill switch", now)
+        self.tcp.admission.judge_again(now, final=final)
         self.udp.judge_again(now)
         self.echo.judge_again(now)
+
+    def _close_ways_in(self, closed: bool, reason: str, now: float) -> None:
+        self.tcp.inbound.close(closed, now)
+        self.inbound_udp.close_all(closed, reason, now)
+
+    # -- towards the guest -----------------------------------------------------------------------------------
+
+    def open_inbound(
+        self,
+        source: tuple[bytes, int],
+        guest: tuple[bytes, int],
+        now: float,
+        *,
+        client: tuple[bytes, int] | None = None,
+        timeout: float = 10.0,
+    ) -> int:
+        """Open a TCP flow to a guest's address and port; its number.
+
+        `source` is who the guest sees, with port 0 for any; `client`, for the record, who it really is (4 or 16 bytes
+        and a port). Effects tell what comes of it: InboundOpened, and it is a stream as any other, or InboundFailed,
+        after `timeout` seconds at the latest (three when nobody answers ARP).
+        """
+        return self.tcp.inbound.open(source, guest, client, now, timeout)
+
+    def call_off_inbound(self, flow: int, now: float) -> None:
+        """A flow of `open_inbound` that has not opened is wanted no more; nothing more is told of it."""
+        self.tcp.inbound.call_off(flow, now)
+
+    def open_inbound_datagrams(
+        self,
+        source: tuple[bytes, int],
+        guest: tuple[bytes, int],
+        now: float,
+        *,
+        client: tuple[bytes, int] | None = None,
+        timeout: float = 90.0,
+    ) -> int:
+        """A flow for one client's datagrams to a guest's port; its number. Arguments are those of `open_inbound`.
+
+        What the guest answers are DeliverDatagram effects. It ends by InboundDatagramsEnded: after `timeout` seconds
+        of silence, when the guest says that nobody is there, or by `close_inbound_datagrams`.
+        """
+        return self.inbound_udp.open(source, guest, client, timeout, now)
+
+    def send_inbound_datagram(self, flow: int, payload: bytes, now: float) -> None:
+        """A datagram of the client's, an empty one too; more than 65,507 bytes are none."""
+        self.inbound_udp.send(flow, payload, now)
+
+    def close_inbound_datagrams(self, flow: int, now: float) -> None:
+        """The flow is wanted no more."""
+        self.inbound_udp.close(flow, now)
+
+    def host_service(self, port: int) -> None:
+        """Guests' connections to this port of the gateway are ServeStream effects from now on."""
+        self.tcp.hosted.add(port)
+
+    def unhost_service(self, port: int) -> None:
+        """They are reset again. Those that are open go on."""
+        self.tcp.hosted.discard(port)
+
+    def end_flow(self, number: int, now: float) -> bool:
+        """End a flow because somebody on the host wants it: both sides are reset. False when there is none of it."""
+        flow = self.tcp.tables.streams.get(number)
+        if flow is not None:
+            flow.connection.abort()
+            self.tcp.tables.abandon(flow, "closed by hand", now)
+            return True
+        return self.udp.end(number, now) or self.echo.end(number, now) or self.inbound_udp.end(number, now)
+
+    # -- what may leave --------------------------------------------------------------------------------------
 
     def candidate_fault(self, protocol: int, address: bytes, port: int) -> str:
         """Why an address (4 or 16 bytes) that a name stands for must not be dialled; empty when it may."""
@@ -306,6 +393,7 @@ class Stack:
             self.tcp.next_deadline(),
             self.udp.next_deadline(),
             self.echo.next_deadline(),
+            self.inbound_udp.next_deadline(),
             self.neighbours.next_deadline(),
             self._reassembler.next_deadline(),
         )
@@ -315,6 +403,7 @@ class Stack:
         self.tcp.advance(now)
         self.udp.advance(now)
         self.echo.advance(now)
+        self.inbound_udp.advance(now)
         self.neighbours.advance(now)
         for first in self._reassembler.advance(now):
             self._ipv4.reassembly_expired(first, now)
@@ -334,8 +423,11 @@ class Stack:
         outbox = self._outbox
         frames = outbox.frames.copy()
         outbox.frames.clear()  # the list itself stays: every connection appends to it
+        if frames and not self._disabled:
+            self._counters.went_out(frames)
         if outbox.packets:
             packets, outbox.packets = outbox.packets, []
+            self._counters.packets_sent += len(packets)
             mtu = self.settings.link.mtu
             for destination, packet in packets:
                 for piece in fragment(packet, mtu) if len(packet) > mtu else (packet,):
@@ -343,9 +435,12 @@ class Stack:
         frames += self.neighbours.take_frames()
         for _ in self.neighbours.take_unreachable():
             outbox.drop("guest-does-not-answer-arp")
+        answers = len(frames)
         self.tcp.output(frames, room, now, held)
         if self._disabled:
             frames.clear()
+        else:
+            self._counters.segments_sent += len(frames) - answers
         return frames
 
     @property

@@ -14,7 +14,7 @@ from netstack.engine.inspection import Inspection
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.tcp_flow import CONNECTING, CONSULTING, GONE, PEEKING, TcpFlow
+from netstack.engine.tcp_flow import CONNECTING, CONSULTING, GONE, PEEKING, TO_NETWORK, TcpFlow
 from netstack.engine.tcp_table import TcpTable
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import REFUSE, Verdict
@@ -179,13 +179,19 @@ class TcpAdmission:
             return False
         return True
 
-    def judge_again(self, now: float) -> None:
-        """Reset the flows that the policy now in force would refuse; the others live on."""
+    def judge_again(self, now: float, *, final: bool = False) -> None:
+        """Reset the flows that the policy now in force would refuse; the others live on.
+
+        What is not the guest's doing is no policy's affair: a forward was opened by the host's owner. A `final` one
+        (the kill switch) ends it all the same.
+        """
+        disabled = self._judge.policy.settings.disabled
         for flow in [flow for flow in self._table.by_key.values() if flow.state != GONE]:
-            if flow.session is not None:
-                if self._judge.policy.settings.disabled:  # the gateway itself is not there any more
+            if flow.kind != TO_NETWORK:
+                if disabled or (final and flow.session is None):  # names are answered whatever the policy
                     flow.connection.abort()
-                    self._table.abandon(flow, "network disabled", now)
+                    reason = "network disabled" if disabled else "kill switch"
+                    self._table.abandon(flow, reason, now, failure=effects.PROHIBITED)
                 continue
             if flow.state == PEEKING:
                 verdict = self._judge.first(flow.question, now)

@@ -76,6 +76,11 @@ class TcpConnection:
         """Position after everything sent so far (SND.NXT)."""
         return self._sender.next
 
+    @property
+    def sender(self) -> Sender:
+        """The half that sends, to be looked at."""
+        return self._sender
+
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def syn_came(self, sequence: int, window: int, options: tcp.TcpOptions, now: float) -> None:
@@ -99,6 +104,7 @@ class TcpConnection:
         self.receive_buffer = ReceiveBuffer(sequence + 1, min(MIN_BUFFER, largest), largest, shift, limits.mss)
         self._receiver = Receiver(self.receive_buffer, mss, sack=options.sack_permitted)
         sender.recovery = LossRecovery(mss, sack=options.sack_permitted, limit=limits.max_congestion_window)
+        sender.recovery.timeout_repeats = sender.retransmissions
         sender.largest = max(mss, offload - offload % mss)
         sender.shift = options.window_scale or 0
         sender.offered(window)
@@ -127,6 +133,7 @@ class TcpConnection:
         if flags & ACK:
             buffer.edge = max(buffer.edge, buffer.next + window)
         self._urgent.append(self._writer.frame(sender.una & _MASK, acknowledgement, flags, window, options))
+        sender.recovery.timeout_repeats += repeated
         sender.syn_sent(now, repeated=repeated)
         self._set_deadline()
 
@@ -151,6 +158,11 @@ class TcpConnection:
     def segment(self) -> int:
         """Bytes of a full segment to the guest."""
         return self._sender.recovery.mss
+
+    @property
+    def outstanding(self) -> int:
+        """Bytes written that the guest has not acknowledged."""
+        return self._sender.buffer.end - self._sender.buffer.start
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the guest. Ignored once the connection cannot send any more."""

@@ -3,6 +3,8 @@
 PEEKING (under a list: the guest's first bytes are to say the name) -> CONSULTING (a hook is asked) -> CONNECTING (the
 dial is under way; without a peek the guest's SYN waits for it unanswered) -> SPLICED -> DRAINING (one side has
 finished) -> GONE.
+
+A flow towards the guest begins in CONNECTING: our SYN is on its way, and the host's side is there already.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 from math import inf
 from typing import Final, NamedTuple, Protocol
 
-from netstack.engine.host_errors import quotable
 from netstack.engine.inspection import Inspection
 from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.verdict import Question, Verdict
@@ -22,6 +23,14 @@ SPLICED: Final = 4
 DRAINING: Final = 5
 GONE: Final = 6
 """The host's side is over and told; a connection in TIME-WAIT still answers the guest."""
+
+# Who wanted the flow, and where it leads.
+TO_NETWORK: Final = 1
+"""The guest wants to go out: policies judge it."""
+TO_GATEWAY: Final = 2
+"""The guest wants a service of the gateway's own."""
+TO_GUEST: Final = 3
+"""Somebody outside wants to reach the guest: the host's owner has opened a way in."""
 
 
 class Session(Protocol):
@@ -66,23 +75,35 @@ class TcpFlow:
     """One guest connection, its upstream and what became of both."""
 
     __slots__ = (
-        "connection", "dialled", "forgotten", "guest_finished", "id", "inspection", "key", "limit_at", "mac",
+        "connection", "dialled", "forgotten", "guest_finished", "id", "inspection", "key", "kind", "limit_at", "mac",
         "opened_at", "packet", "paused", "question", "received", "scheduled", "sent", "session", "state", "touched",
         "turned_away", "upstream", "verdict", "waits",
     )  # fmt: skip
 
     def __init__(
-        self, question: Question, syn: Syn, connection: TcpConnection, dialled: bytes, verdict: Verdict, now: float
+        self,
+        question: Question,
+        key: bytes,
+        mac: bytes,
+        connection: TcpConnection,
+        dialled: tuple[bytes, int],
+        verdict: Verdict,
+        now: float,
+        *,
+        kind: int = TO_NETWORK,
+        packet: bytes = b"",
     ) -> None:
         self.id = question.flow
         self.question = question
         self.verdict = verdict
         """Why it may go where it goes."""
-        self.key = syn.key
-        self.mac = syn.mac
-        self.dialled = (dialled, syn.destination_port)
+        self.kind = kind
+        self.key = key
+        self.mac = mac
+        self.dialled = dialled
+        """The host's end of it: what was dialled for the guest, or who reaches the guest."""
         self.connection = connection
-        self.packet = quotable(syn.packet)
+        self.packet = packet
         """The start of the SYN, to be quoted in an ICMP error; dropped once the dial has ended."""
         self.state = CONNECTING
         self.session: Session | None = None

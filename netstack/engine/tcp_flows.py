@@ -12,9 +12,11 @@ from typing import Final
 
 from netstack.engine import effects
 from netstack.engine import tcp_states as st
-from netstack.engine.host_errors import quoted_whole
+from netstack.engine.host_errors import quotable, quoted_whole
 from netstack.engine.icmp_errors import IcmpErrors
+from netstack.engine.inbound_tcp import InboundTcp
 from netstack.engine.judge import Judge
+from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
 from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Routes, refusal
 from netstack.engine.settings import NetworkSettings
@@ -26,12 +28,16 @@ from netstack.engine.tcp_flow import (
     GONE,
     PEEKING,
     SPLICED,
+    TO_GATEWAY,
+    TO_GUEST,
+    TO_NETWORK,
     Session,
     Syn,
     TcpFlow,
 )
 from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_output import TcpOutput
+from netstack.engine.tcp_sessions import SERVED_IDLE, serve
 from netstack.engine.tcp_table import TcpTable
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
@@ -46,12 +52,6 @@ READ_AGAIN: Final = 16 * 1024
 """Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
 READ_AT_ONCE: Final = 64 * 1024
 """Bytes of one read of a host socket at most: one allocation the C library serves without a system call."""
-SERVED_IDLE: Final = 30.0
-"""Seconds in which a connection to a service of the gateway has to move a byte (RFC 7766 section 6.2.3 asks for a few).
-
-It is closed then, and reset when it takes as long again for that.
-"""
-
 _SERVED: Final = Verdict(ALLOW, "syn", "gateway-service")
 
 _MASK: Final = 0xFFFFFFFF
@@ -70,8 +70,8 @@ _UNREACHABLE_CODES: Final = {
 class TcpFlows:
     """Every TCP flow of one engine.
 
-    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow. `admission` hears what hooks and
-    policies say of them.
+    `table` is read by the stack's hot path: 12 bytes of addresses and ports -> flow; it is one of the `tables`.
+    `admission` hears what hooks and policies say of them, `inbound` opens those towards guests.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class TcpFlows:
         outbox: Outbox,
         errors: IcmpErrors,
         judge: Judge,
+        neighbours: Neighbours,
         *,
         initial_sequence: Callable[[bytes, float], int],
         segment_offload: Callable[[bytes], int],
@@ -109,16 +110,18 @@ class TcpFlows:
         self._timers: Timers[TcpFlow] = Timers()
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
-        self._flows = flows = TcpTable(outbox, judge)
+        self.tables = self._flows = flows = TcpTable(outbox, judge)
         self.table = flows.by_key
         self._streams = flows.streams
         self._half_open = flows.half_open
         self._time_wait = flows.time_wait
         self.admission = TcpAdmission(settings, flows, outbox, judge, self._timers, self.touch)
-
-    def flow(self, number: int) -> TcpFlow | None:
-        """The flow with a number that effects speak of; None once it is over."""
-        return self._streams.get(number)
+        self.inbound = InboundTcp(
+            settings, flows, outbox, neighbours, self._timers, self._limits, initial_sequence=initial_sequence,
+            segment_offload=segment_offload,
+        )  # fmt: skip
+        self.hosted: set[int] = set()
+        """Ports of the gateway whose services are the driver's."""
 
     # -- from the guest --------------------------------------------------------------------------------------
 
@@ -145,10 +148,12 @@ class TcpFlows:
         )
         route = self._routes.lookup(syn.destination)
         service = self._services.get(question.destination) if route.kind == OWN else None
-        if service is None and route.kind != OUT:
+        hosted = service is None and self._is_hosted(question.destination)
+        if service is None and not hosted and route.kind != OUT:
             self._refuse_route(syn, question, route.kind, now)
             return
-        verdict = self._judge.first(question, now) if service is None else _SERVED
+        kind = TO_GATEWAY if service is not None or hosted else TO_NETWORK
+        verdict = self._judge.first(question, now) if kind == TO_NETWORK else _SERVED
         refused = verdict.action == REFUSE and not self._judge.overrulable(verdict)
         if not refused:
             fault = self._no_room(verdict, now)
@@ -160,18 +165,28 @@ class TcpFlows:
             return
         connection = TcpConnection(self._writer(syn), self._limits, isn, self._outbox.frames)
         connection.syn_came(syn.sequence, syn.window, tcp.parse_options(syn.options), now)
-        flow = TcpFlow(question, syn, connection, route.dialled, verdict, now)
+        flow = TcpFlow(
+            question, syn.key, syn.mac, connection, (route.dialled, syn.destination_port), verdict, now, kind=kind,
+            packet=quotable(syn.packet),
+        )  # fmt: skip
         self.table[syn.key] = flow
         self._streams[flow.id] = flow
         self._half_open[flow.id] = flow
         if service is not None:
             flow.session = service(syn.source, flow.id)
             connection.accept(now)
+        elif hosted:
+            flow.limit_at = now + self._settings.dial_timeout
+            self._outbox.effects.append(effects.ServeStream(flow.id, syn.destination_port, question.guest))
         elif verdict.action == PEEK:
             self.admission.peek(flow, now)
         else:
             self.admission.admit(flow, verdict, now)
         self._timers.schedule(flow)
+
+    def _is_hosted(self, destination: tuple[bytes, int]) -> bool:
+        address, port = destination
+        return port in self.hosted and address == self._settings.gateway_ip and not self.inbound.closed
 
     def _refuse_route(self, syn: Syn, question: Question, kind: int, now: float) -> None:
         told = "nothing"
@@ -189,6 +204,7 @@ class TcpFlows:
     def answer_stray(self, segment: Syn, flags: int, acknowledgement: int, length: int) -> None:
         """A segment of no connection gets a reset, unless it is one (RFC 9293 section 3.10.7.1)."""
         if flags & tcp.RST:
+            self._outbox.counters.resets_received += 1
             return
         writer = self._writer(segment)
         if flags & tcp.ACK:
@@ -284,6 +300,10 @@ class TcpFlows:
         self._flows.close(flow, effects.FAILURE_WORDS[failure], now)
         self._flows.forget(flow)
 
+    def flow(self, number: int) -> TcpFlow | None:
+        """The flow of that number; None when there is none (any more)."""
+        return self._streams.get(number)
+
     def taken(self, number: int, count: int) -> None:
         """The host socket took `count` bytes."""
         flow = self._streams.get(number)
@@ -328,7 +348,8 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is not None:
             flow.connection.abort()
-            self._flows.abandon(flow, "reset by destination", now, tell_host=False)
+            reason = "reset by client" if flow.kind == TO_GUEST else "reset by destination"
+            self._flows.abandon(flow, reason, now, tell_host=False)
 
     def wake(self, number: int) -> None:
         """A session of this flow has put something into `out`."""
@@ -360,7 +381,7 @@ class TcpFlows:
         if flow.state == GONE:
             pass
         elif flow.session is not None:
-            self._serve(flow, flow.session, now)
+            serve(flow, flow.session, self._flows, now)
         elif buffer.ready:
             chunks, buffer.ready = buffer.ready, []
             count = sum(map(len, chunks))
@@ -375,9 +396,15 @@ class TcpFlows:
 
     def _handshake_complete(self, flow: TcpFlow, now: float) -> None:
         self._half_open.pop(flow.id, None)
+        if flow.kind == TO_GUEST:
+            self._outbox.counters.connections_called += 1
+        else:
+            self._outbox.counters.connections_opened += 1
         if flow.state != CONNECTING:
             return
         flow.state = SPLICED
+        if flow.kind == TO_GUEST:
+            self.inbound.opened(flow)
         self._flows.report_opened(flow, now)
         if flow.session is not None:
             flow.limit_at = now + SERVED_IDLE
@@ -389,7 +416,12 @@ class TcpFlows:
                 self._flows.forget(flow)
             return
         if signals & (st.PEER_RESET | st.GAVE_UP):
-            self._flows.abandon(flow, "reset by guest" if signals & st.PEER_RESET else "guest silent", now)
+            reset = signals & st.PEER_RESET
+            self._outbox.counters.resets_received += bool(reset)
+            self._flows.abandon(
+                flow, "reset by guest" if reset else "guest silent", now,
+                failure=effects.REFUSED if reset else effects.TIMED_OUT,
+            )  # fmt: skip
             return
         if signals & st.PEER_FINISHED:
             self._guest_finished(flow, now)
@@ -410,45 +442,12 @@ class TcpFlows:
             self.admission.ended(flow, flow.inspection, now)
         elif flow.session is not None:
             flow.state = DRAINING
-            self._serve(flow, flow.session, now)
+            serve(flow, flow.session, self._flows, now)
         elif flow.upstream:
             flow.state = DRAINING
             self._outbox.effects.append(effects.ShutdownStream(flow.id))
         else:
             flow.guest_finished = True
-
-    # -- services of the gateway -----------------------------------------------------------------------------
-
-    def _serve(self, flow: TcpFlow, session: Session, now: float) -> None:
-        """Bytes to and from a service of our own; it gets no more before what it said has room."""
-        connection = flow.connection
-        ready = connection.receive_buffer.ready
-        before = flow.sent + flow.received
-        taken = 0
-        while not session.failed:
-            while session.out and connection.room:
-                data = session.out.pop(0)
-                flow.received += len(data)
-                connection.write(data)
-            if session.out:
-                break
-            session.more(now)
-            if not session.out:
-                if taken == len(ready):
-                    break
-                data = ready[taken]
-                taken += 1
-                flow.sent += len(data)
-                session.receive(data, now)
-        del ready[:taken]
-        if session.failed:
-            connection.abort()
-            self._flows.abandon(flow, "not understood", now)
-            return
-        if flow.sent + flow.received != before:
-            flow.limit_at = now + SERVED_IDLE
-        if flow.state == DRAINING and session.idle and not session.out and not ready:
-            connection.finish()
 
     def output(self, frames: list[bytes], room: int, now: float, held: Set[bytes] = frozenset()) -> None:
         """Append what connections have to send, about `room` frames of it; the rest waits for the next call.
@@ -487,6 +486,9 @@ class TcpFlows:
             else:
                 flow.connection.abort()
                 self._flows.abandon(flow, "idle", now)
+        elif flow.kind == TO_GUEST:
+            flow.connection.abort()
+            self._flows.abandon(flow, effects.FAILURE_WORDS[effects.TIMED_OUT], now, failure=effects.TIMED_OUT)
         elif not self.admission.out_of_time(flow, now) and flow.state == CONNECTING:
             self._outbox.effects.append(effects.AbortStream(flow.id))
             self.failed(flow.id, effects.TIMED_OUT, now)

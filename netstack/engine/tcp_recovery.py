@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from netstack.engine.counters import LossTotals
 from netstack.engine.tcp_buffers import Scoreboard
 
 INITIAL_RTO: Final = 1.0
@@ -85,7 +86,7 @@ def initial_window(mss: int) -> int:
     return min(10 * mss, max(2 * mss, 14600))
 
 
-class LossRecovery:
+class LossRecovery(LossTotals):
     """The congestion window and the repair of losses. `una` and `sent` are SND.UNA and SND.NXT of the connection."""
 
     __slots__ = (
@@ -95,6 +96,7 @@ class LossRecovery:
     )  # fmt: skip
 
     def __init__(self, mss: int, *, sack: bool, limit: int) -> None:
+        super().__init__()
         self.mss = mss
         self.sack = sack
         self.window = initial_window(mss)
@@ -155,6 +157,7 @@ class LossRecovery:
 
     def came_twice(self, left: int, una: int, sent: int) -> None:
         """The guest got the segment at `left` twice (RFC 2883). If we repeated it, it was only late: wait longer."""
+        self.duplicates += 1
         if una > self._patience_raised_at and any(start <= left < end for start, end in self._recent_repeats):
             self._patience_raised_at = sent
             self.patience = min(self.patience + 1, MAX_PATIENCE)
@@ -249,7 +252,12 @@ class LossRecovery:
         self._point = sent
         self._first = True
         if mode == TIMEOUT:
+            self.timeouts += 1
             self._duplicate_acks = 0
+        elif self.sack:
+            self.sack_starts += 1
+        else:
+            self.fast_starts += 1
         self._repeats.clear()
         self._again.clear()
 
@@ -311,6 +319,10 @@ class LossRecovery:
         else:
             self.repeated = right
         self._first = False
+        if self.mode == FAST:
+            self.fast_repeats += 1
+        else:
+            self.timeout_repeats += 1
         if self.sack:
             self._serial += 1
             self._repeats.append((left, right, sent, self._serial))

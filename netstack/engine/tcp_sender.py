@@ -273,6 +273,7 @@ class Sender:
                 allowance = max(allowance, mss)
             elif position > una:
                 left = max(una, position - mss)
+                recovery.tail_probes += 1
                 flags, payload = self._again(left, position)
                 frames.append(emit(left & _MASK, acknowledgement, flags, window, options, payload))
         recovery.was_limiting = False

@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import inf
 
 from netstack.engine import effects
-from netstack.engine.events import FlowClosed, FlowOpened
+from netstack.engine.events import INBOUND, OUTBOUND, FlowClosed, FlowOpened
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
-from netstack.engine.tcp_flow import CONSULTING, GONE, PEEKING, TcpFlow
+from netstack.engine.tcp_flow import CONSULTING, GONE, PEEKING, TO_GUEST, TcpFlow
 
 
 class TcpTable:
@@ -21,6 +21,8 @@ class TcpTable:
         """By number: those the host's side is not over for."""
         self.half_open: dict[int, TcpFlow] = {}
         """Whose handshake is not complete, the oldest first."""
+        self.opening: dict[int, TcpFlow] = {}
+        """Those towards guests that the guest has not answered."""
         self.time_wait: dict[int, TcpFlow] = {}
         self.peeking: dict[int, TcpFlow] = {}
         """Who have not said their name."""
@@ -34,18 +36,40 @@ class TcpTable:
         question, verdict = flow.question, flow.verdict
         note = self._judge.note(question, verdict, now)
         self._outbox.report(
-            FlowOpened(flow.id, "tcp", question.guest, question.destination, flow.dialled, verdict, note)
+            FlowOpened(
+                flow.id, "tcp", question.guest, question.destination, flow.dialled, verdict, note, _direction(flow)
+            )
         )
 
-    def abandon(self, flow: TcpFlow, reason: str, now: float, *, tell_host: bool = True) -> None:
-        """End a flow at once: the host hears of a reset unless it knows, people of the reason."""
-        if tell_host and flow.session is None and flow.state not in (PEEKING, CONSULTING):
+    def abandon(
+        self,
+        flow: TcpFlow,
+        reason: str,
+        now: float,
+        *,
+        tell_host: bool = True,
+        failure: int = effects.HOST_UNREACHABLE,
+    ) -> None:
+        """End a flow at once: the host hears of a reset unless it knows, people of the reason.
+
+        `failure` is what the host hears of a flow towards the guest that never got there.
+        """
+        if tell_host and flow.kind == TO_GUEST and not flow.upstream:
+            self._outbox.effects.append(effects.InboundFailed(flow.id, failure))
+        elif tell_host and flow.session is None and flow.state not in (PEEKING, CONSULTING):
             self._outbox.effects.append(effects.AbortStream(flow.id))
         self.close(flow, reason, now)
         self.forget(flow)
 
     def close(self, flow: TcpFlow, reason: str, now: float) -> None:
         """The host's side is over, for this reason; the connection may still say something to the guest."""
+        counters = self._outbox.counters
+        if flow.id in self.half_open or flow.id in self.opening:
+            counters.connections_failed += 1
+        elif reason.startswith("reset"):
+            counters.connections_reset += 1
+        elif reason == "guest silent":
+            counters.connections_silent += 1
         self.release(flow)
         self.report_closed(flow, reason, now)
 
@@ -61,6 +85,7 @@ class TcpTable:
         self.streams.pop(flow.id, None)
         self.half_open.pop(flow.id, None)
         self.peeking.pop(flow.id, None)
+        self.opening.pop(flow.id, None)
         if flow.session is not None:
             flow.session.closed()
 
@@ -70,13 +95,19 @@ class TcpTable:
         self._outbox.report(
             FlowClosed(
                 flow.id, "tcp", question.guest, question.destination, flow.dialled, reason, flow.sent, flow.received,
-                now - flow.opened_at, flow.verdict,
+                now - flow.opened_at, flow.verdict, _direction(flow),
             )
         )  # fmt: skip
 
     def forget(self, flow: TcpFlow) -> None:
         """Nothing is left of it."""
+        if not flow.forgotten:
+            self._outbox.counters.losses.add(flow.connection.sender.recovery)
         flow.forgotten = True
         self.time_wait.pop(flow.id, None)
         if self.by_key.get(flow.key) is flow:
             del self.by_key[flow.key]
+
+
+def _direction(flow: TcpFlow) -> str:
+    return INBOUND if flow.kind == TO_GUEST else OUTBOUND

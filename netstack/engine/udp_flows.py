@@ -245,6 +245,13 @@ class UdpFlows:
         if flow is not None:
             self._host_errors.tell(failure, flow.last_packet, now, dialled=address, offender=offender, mtu=mtu)
 
+    def end(self, number: int, now: float) -> bool:
+        """End a flow because somebody on the host wants it; False when it is none of these."""
+        flow = next((flow for flow in self.table.values() if flow.id == number), None)
+        if flow is not None:
+            self._close(flow, "closed by hand", now)
+        return flow is not None
+
     def guest_left(self, guests: frozenset[bytes], now: float) -> None:
         """The guests with these addresses are gone."""
         for flow in [flow for flow in self.table.values() if flow.question.guest[0] in guests]:

@@ -15,10 +15,9 @@ ACTION_WORDS: Final = {REFUSE: "refused", ALLOW: "allowed", PEEK: "peek"}
 class Verdict(NamedTuple):
     """What was decided and why.
 
-    `step` is where it fell: syn, datagram, tls, http, quic, echo, dns, dial, hook, replaced. `reason` is one word of
-    many
-    hyphens; `rule` the rule's text, empty when there is none; `name` and `source` (sni, host, quic, dns) say for which
-    name, where there was one.
+    `step` is where it fell: syn, datagram, tls, http, quic, echo, dns, dial, hook, replaced, forward (towards the
+    guest, which no policy judges). `reason` is one word of many hyphens; `rule` the rule's text, empty when there is
+    none; `name` and `source` (sni, host, quic, dns) say for which name, where there was one.
     """
 
     action: int

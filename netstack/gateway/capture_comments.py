@@ -15,9 +15,9 @@ from typing import Final, TypeVar
 import dns.name
 import dns.rdatatype
 
-from guest_iface.capture import OUTBOUND
+from guest_iface.pcapng import OUTBOUND
 from netstack.engine.dns_port import PORT as DNS_PORT
-from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
+from netstack.engine.events import INBOUND, DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.verdict import ACTION_WORDS, Verdict
 from netstack.gateway.event_log import endpoint_words
 from netstack.wire import dns as wire
@@ -132,7 +132,12 @@ def _packet_key(packet: bytes, *, to_guest: bool) -> bytes:
 
 
 def _flow_line(event: FlowOpened | FlowRefused) -> str:
-    end = f"dialled {endpoint_words(event.dialled)}" if isinstance(event, FlowOpened) else f"told {event.told}"
+    if isinstance(event, FlowRefused):
+        end = f"told {event.told}"
+    elif event.direction == INBOUND:
+        end = f"opened by {endpoint_words(event.dialled)}"
+    else:
+        end = f"dialled {endpoint_words(event.dialled)}"
     verdict = event.verdict
     name = f", {verdict.name} by {verdict.source}" if verdict.name else ""
     return _one_line(f"netstack: flow {event.flow} {_verdict_words(verdict)}{name}; {end}")

@@ -33,6 +33,7 @@ from guest_iface.unixgram import UnixgramLink
 from netstack.config import DEFAULT_GUEST_MAC, RunConfig, network_settings
 from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused, LeaseEvent
 from netstack.engine.verdict import Verdict
+from netstack.gateway import RunFailed
 from netstack.gateway.demo_guest import Plan
 from netstack.gateway.demo_services import (
     DOMAIN,
@@ -138,8 +139,17 @@ def _plan(services: Services) -> Plan:
     )
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich ends the program, which from within a nursery would be a group of errors and their traceback."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise RunFailed("standard output: nobody reads it any more") from None
+
+
 async def _demo(capture: Path) -> int:
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    console = _Console() if sys.stdout.isatty() else _Console(width=PLAIN_WIDTH)
     with tempfile.TemporaryDirectory(prefix="netstack-demo-") as name, demo_services(Path(name)) as services:
         try:
             guest = _namespace_guest()
@@ -153,12 +163,13 @@ async def _demo(capture: Path) -> int:
             dns_upstreams=(f"127.0.0.1:{services.dns_port}",),
             capture=capture,
         )
-        console.print(Text(guest.title), soft_wrap=True)
-        to = f"which the NAT table leads to {services.loopback}"
-        console.print(Text(f"Its Internet: {WEB_NAME} is {WEB_ADDRESS}, {to}"))
-        console.print()
         try:
-            complete = await _Show(console, guest, config, services).play()
+            show = _Show(console, guest, config, services)
+            console.print(Text(guest.title), soft_wrap=True)
+            to = f"which the NAT table leads to {services.loopback}"
+            console.print(Text(f"Its Internet: {WEB_NAME} is {WEB_ADDRESS}, {to}"))
+            console.print()
+            complete = await show.play()
         finally:
             guest.close()
     console.print(Text(f"Every frame: {capture} (Wireshark and tshark open it)"), soft_wrap=True)
@@ -293,7 +304,10 @@ def main() -> None:
         with contextlib.suppress(OSError):
             PING_GROUPS.write_text(everybody, encoding="ascii")
             break
-    sys.exit(run_trio(_demo, capture))
+    try:
+        sys.exit(run_trio(_demo, capture))
+    except RunFailed as error:
+        sys.exit(f"netstack: {error}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import errno
 import itertools
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -32,6 +32,28 @@ _AAAA: Final = 28
 _UNROUTED: Final = ("2001:db8::1", 53)
 
 
+class DialsNames(Protocol):
+    """What is needed of a dialer."""
+
+    def ask(self, resolver: AnswersDns) -> None:
+        """Look names up there from now on."""
+
+    def cancel(self, flow: int) -> None:
+        """The flow has ended: stop dialling for it."""
+
+    def open_at_once(self, effect: OpenNamed, now: float) -> bool:
+        """Begin to connect without a task, if that is possible. False: use `open_named`."""
+
+    def begin(self, flow: int) -> None:
+        """`open_named` is on its way for this flow: from here on it can be cancelled, its task may not have begun."""
+
+    async def open_named(self, effect: OpenNamed) -> None:
+        """Connect a TCP flow that was begun to its name, and tell the stack what came of it, unless it is cancelled."""
+
+    async def resolve_name(self, effect: ResolveName) -> None:
+        """Find an address for a datagram flow."""
+
+
 class Dialer:
     """Carries out OpenNamed and ResolveName."""
 
@@ -44,6 +66,10 @@ class Dialer:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._lookups: dict[tuple[str, int], _Lookup] = {}
         self._families = (wire.A, _AAAA) if _host_has_ipv6() else (wire.A,)
+
+    def ask(self, resolver: AnswersDns) -> None:
+        """Look names up there from now on."""
+        self._resolver = resolver
 
     def cancel(self, flow: int) -> None:
         """The flow has ended: stop dialling for it."""
@@ -67,10 +93,16 @@ class Dialer:
         self._streams.dial(effect.flow, self._stack.dialled(known[0]), effect.port, now)
         return True
 
+    def begin(self, flow: int) -> None:
+        """See DialsNames."""
+        self._scopes[flow] = trio.CancelScope()
+
     async def open_named(self, effect: OpenNamed) -> None:
-        """Connect a TCP flow to its name, and tell the stack what came of it, unless it is cancelled."""
-        with trio.CancelScope() as scope:
-            self._scopes[effect.flow] = scope
+        """See DialsNames."""
+        scope = self._scopes.get(effect.flow)
+        if scope is None:
+            return  # cancelled before this task had its turn
+        with scope:
             found = await self.addresses(effect.name)
             fit = []
             faults = []

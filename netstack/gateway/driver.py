@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from guest_iface.link import Link, LinkClosed
+from guest_iface.link import Link, LinkClosed, LinkCounters
 from guest_iface.switch import Switch
 from netstack.engine.effects import (
     AbortStream,
@@ -29,8 +29,9 @@ from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
-from netstack.gateway.dialer import Dialer
+from netstack.gateway.dialer import Dialer, DialsNames
 from netstack.gateway.host_sockets import HostSockets
+from netstack.gateway.inbound import Inbound
 from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
 
@@ -92,17 +93,22 @@ class Driver:
         )
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
+        self.inbound = Inbound(self.stack, self.sockets.streams, self.flush)
+        self.sockets.perform.update(self.inbound.perform)
         self._resolver = resolver
         self._hooks = hooks
         if hooks is not None:
             self.stack.judge.consults = True
             self.stack.judge.loosens = hooks.may_allow
-        self._dialer = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
+        self._dialer: DialsNames = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
+        self._departed = LinkCounters()
         self._nursery: trio.Nursery | None = None
         self._alarm = trio.CancelScope()
         self._due = math.inf
+        self.now = -math.inf
+        """The time of what the engine does at this moment, or did last: with it a capture can be replayed exactly."""
         self._more = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -114,13 +120,30 @@ class Driver:
                 nursery.start_soon(self._watch_time)
                 nursery.start_soon(self._send_more)
                 nursery.start_soon(self._resolver.run, self.flush)
+                await nursery.start(self.inbound.run)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
                 finally:
                     self._nursery = None  # before the nursery is closed: links may still flush
         finally:
+            self.inbound.close()
             self.sockets.close()
+
+    def go_through(
+        self, *, resolver: Callable[[AnswersDns], AnswersDns] | None, dialer: Callable[[DialsNames], DialsNames] | None
+    ) -> None:
+        """Ask and dial through these from now on, each made of what did it before; None leaves it. Faults use it."""
+        if resolver is not None:
+            self._resolver = resolver(self._resolver)
+            self._dialer.ask(self._resolver)
+        if dialer is not None:
+            self._dialer = dialer(self._dialer)
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run a task for as long as `run` does. Nothing, while it does not."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *arguments)
 
     async def serve(self, link: Link) -> None:
         """Carry frames between one link and the engine until the link ends.
@@ -141,8 +164,27 @@ class Driver:
         finally:
             del self._attached[port]
             link.close()
+            _add_counters(self._departed, link.counters)
             self._guests_left(self.switch.detach(port), trio.current_time())
             self.flush()
+
+    @property
+    def links(self) -> dict[int, Link]:
+        """The links that are served, by the switch's port."""
+        return {port: attached.link for port, attached in self._attached.items()}
+
+    def link_totals(self) -> LinkCounters:
+        """What all links have carried together, those that are gone among them; without the reasons of drops."""
+        total = LinkCounters()
+        for counters in (self._departed, *(attached.link.counters for attached in self._attached.values())):
+            _add_counters(total, counters)
+        return total
+
+    def end_flow(self, number: int) -> bool:
+        """End a flow, at both ends; False when there is none of that number."""
+        found = self.stack.end_flow(number, trio.current_time())
+        self.flush()
+        return found
 
     def _guests_left(self, macs: list[bytes], now: float) -> None:
         for mac in macs:
@@ -150,15 +192,18 @@ class Driver:
 
     async def _pump(self, link: Link, port: int) -> None:
         receive_frame = self.stack.receive_frame
+        received = self.stack.counters
         counters = link.counters
         guests = counters.guests
         while True:
             frames = await link.receive_batch()
-            now = trio.current_time()
+            now = self.now = trio.current_time()
             if counters.guests != guests:  # a datagram link outlives its guests: what the last one had open is over
                 guests = counters.guests
                 self._guests_left(self.switch.forget(port), now)
-            for frame in self.switch.ingress(port, frames, now):
+            passed = self.switch.ingress(port, frames, now)
+            received.frames += len(passed)
+            for frame in passed:
                 receive_frame(frame, now)
             self.flush()
 
@@ -206,7 +251,7 @@ class Driver:
     def flush(self) -> None:
         """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm."""
         stack = self.stack
-        now = trio.current_time()
+        now = self.now = trio.current_time()
         if self._due <= now:
             stack.advance(now)
         perform = self.sockets.perform
@@ -221,6 +266,7 @@ class Driver:
                         self._start(self._resolve, effect)
                 elif isinstance(effect, OpenNamed):
                     if not self._dialer.open_at_once(effect, now):
+                        self._dialer.begin(effect.flow)
                         self._start(self._dialer.open_named, effect)
                 elif isinstance(effect, ResolveName):
                     self._start(self._dialer.resolve_name, effect)
@@ -265,10 +311,10 @@ class Driver:
     def replace_policy(self, policy: PolicySettings, why: str, *, final: bool = False) -> None:
         """Put another policy in force, whole, and end the flows it would refuse. `why` is for the record.
 
-        What a `final` one refuses no hook may allow, whatever it may otherwise.
+        What a `final` one refuses no hook may allow, whatever it may otherwise, and it closes the ways to the guests.
         """
         self.stack.judge.loosens = self._hooks is not None and self._hooks.may_allow and not final
-        self.stack.replace_policy(policy, why, trio.current_time())
+        self.stack.replace_policy(policy, why, trio.current_time(), final=final)
         self._keep_guests_apart()
         self.flush()
 
@@ -285,3 +331,13 @@ class Driver:
 
     def _resolved(self, query: int, answer: bytes | None) -> None:
         self.stack.dns_resolved(query, answer, trio.current_time())
+
+
+def _add_counters(total: LinkCounters, more: LinkCounters) -> None:
+    total.rx_frames += more.rx_frames
+    total.rx_bytes += more.rx_bytes
+    total.rx_dropped += more.rx_dropped
+    total.tx_frames += more.tx_frames
+    total.tx_bytes += more.tx_bytes
+    total.tx_dropped += more.tx_dropped
+    total.guests += more.guests

@@ -12,6 +12,7 @@ from guest_iface.namespaces import GuestConfiguration, GuestNamespace
 from netstack.config import DEFAULT_GUEST_MAC, RunConfig
 from netstack.engine.settings import NetworkSettings
 from netstack.gateway import RunFailed
+from netstack.gateway.assembly import open_forwards
 from netstack.gateway.run_command import (
     POLICY_SIGNALS,
     Attachments,
@@ -30,7 +31,7 @@ def run_guest(config: RunConfig, command: Sequence[str]) -> int:
 
     The guest has its address, route and resolver when the command starts. Raises RunFailed.
     """
-    prepare_process(config.log_level)
+    prepare_process(config.log_level, config.log_format, config.log_file)
     return run_trio(_run, config, command)
 
 
@@ -64,6 +65,7 @@ async def _run(config: RunConfig, command: Sequence[str]) -> int:
         gateway = Gateway(config, Attachments(links=[namespace.open_tap()]))
         async with trio.open_nursery() as nursery:
             await nursery.start(gateway.run)
+            await open_forwards(gateway, config)
             with trio.open_signal_receiver(*POLICY_SIGNALS) as signals:
                 async with trio.open_nursery() as obeying:
                     obeying.start_soon(obey_policy_signals, signals, gateway)

@@ -10,10 +10,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from netstack.engine import effects
-from netstack.engine.stack import Stack
 from netstack.gateway.poller import READ, WRITE
 from netstack.gateway.socket_errors import failure_of
 from netstack.gateway.socket_table import HostSocket, SocketTable, close_socket
@@ -29,6 +28,31 @@ KEEPALIVE_IDLE: Final = 60
 
 _LINUX: Final = sys.platform == "linux"
 _RESET: Final = struct.pack("ii", 1, 0)
+
+
+class StreamReports(Protocol):
+    """Who hears what streams do: the stack, which says what each of these means."""
+
+    def stream_opened(self, flow: int, now: float, address: bytes | None = None) -> None:
+        """See Stack."""
+
+    def stream_failed(self, flow: int, failure: int, now: float) -> None:
+        """See Stack."""
+
+    def stream_sent(self, flow: int, count: int) -> None:
+        """See Stack."""
+
+    def stream_room(self, flow: int) -> int:
+        """See Stack."""
+
+    def stream_received(self, flow: int, data: bytes) -> None:
+        """See Stack."""
+
+    def stream_ended(self, flow: int) -> None:
+        """See Stack."""
+
+    def stream_reset(self, flow: int, now: float) -> None:
+        """See Stack."""
 
 
 class HostStream(HostSocket):
@@ -51,7 +75,7 @@ class HostStream(HostSocket):
 class HostStreams:
     """Carries out what is asked of streams and reports what they do. Never awaits."""
 
-    def __init__(self, stack: Stack, table: SocketTable) -> None:
+    def __init__(self, stack: StreamReports, table: SocketTable) -> None:
         self._stack = stack
         self._table = table
         self._hosts = table.by_flow
@@ -67,6 +91,10 @@ class HostStreams:
             effects.AbortStream: self._abort_stream,
         }
         """What to do for each kind of effect."""
+
+    def report_to(self, stack: StreamReports) -> None:
+        """Tell this from now on what streams do, instead of the stack, which it passes on to."""
+        self._stack = stack
 
     def _stream(self, flow: int) -> HostStream | None:
         host = self._hosts.get(flow)
@@ -98,11 +126,21 @@ class HostStreams:
         close_socket(sock)
         self._stack.stream_failed(flow, failure_of(number), now)
 
-    def adopt(self, flow: int, sock: socket.socket) -> None:
-        """Take over a connected socket for a flow whose name was dialled."""
+    def adopt(self, flow: int, sock: socket.socket, gone: Callable[[], None] | None = None) -> None:
+        """Take over a connected socket: of a name that was dialled, or of a client for a guest. Raises OSError.
+
+        `gone` is called when it is closed.
+        """
         stream = HostStream(flow, sock)
         stream.connecting = False
+        stream.gone = gone
         self._table.add(stream, READ)
+
+    def forget(self, flow: int) -> None:
+        """Close the socket of a flow, if it has one: nobody is to hear of it."""
+        stream = self._stream(flow)
+        if stream is not None:
+            self._drop(stream)
 
     def connected(self, stream: HostStream, now: float) -> None:
         """The dial is over, well or badly."""
@@ -234,6 +272,12 @@ class HostStreams:
 
     def _abort_stream(self, effect: effects.AbortStream, _now: float) -> None:
         stream = self._stream(effect.flow)
+        if stream is not None:
+            self.abort(stream)
+
+    def abort_flow(self, flow: int) -> None:
+        """Reset the connection of a flow, if it has one."""
+        stream = self._stream(flow)
         if stream is not None:
             self.abort(stream)
 

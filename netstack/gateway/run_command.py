@@ -6,203 +6,109 @@ comes to an end with its guest; when nothing is left that a guest could come bac
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from guest_iface.frame_filter import FilterError
 from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
-from guest_iface.stream import STREAM_QUEUE_FRAMES
+from guest_iface.stream import StdioLink
 from guest_iface.tap import TapLink
-from netstack.config import (
-    DEFAULT_GUEST_MAC,
-    ConfigError,
-    FdLink,
-    LinkSpec,
-    ListenLink,
-    RunConfig,
-    StdioLink,
-    TcpEndpoint,
-    UnixEndpoint,
-)
+from netstack.config import ConfigError, LogFormat, RunConfig
 from netstack.engine.events import Event
-from netstack.engine.settings import LinkTraits
 from netstack.gateway import RunFailed
-from netstack.gateway.capture_comments import CaptureComments
+from netstack.gateway.assembly import open_forwards
+from netstack.gateway.attachments import Attachments, link_traits, open_attachments
+from netstack.gateway.captures import CaptureError, Captures
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
+from netstack.gateway.forwards import Forwards
 from netstack.gateway.host_datagrams import open_ping_socket
+from netstack.gateway.inbound import DIAL_TIMEOUT, Endpoint, Handler
+from netstack.gateway.notifications import Notifications
+from netstack.gateway.pid_file import pid_file
+from netstack.gateway.process_log import start_logging
+from netstack.gateway.records import Records
 from netstack.gateway.resolver import Resolver
+from netstack.gateway.wires import Wires
 from netstack.network_spec import NetworkSpec
-from netstack.recorded_settings import recorder
 
 if TYPE_CHECKING:
-    from guest_iface.capture import CaptureWriter
+    from netstack.gateway.api.app import Api
+
+__all__ = [
+    "POLICY_SIGNALS",
+    "Attachments",
+    "Gateway",
+    "link_traits",
+    "obey_policy_signals",
+    "open_attachments",
+    "prepare_process",
+    "run_gateway",
+    "run_trio",
+    "tell_ready",
+]
 
 log = logging.getLogger(__name__)
-
-VPNKIT_MACS: Final = {"c3d68012-0208-11ea-9fd7-f2189899ab08": DEFAULT_GUEST_MAC}
-"""The UUID that vpnkit's users start their VM with, and the address gvproxy gives it."""
-
-
-@dataclass(slots=True)
-class Attachments:
-    """Where guests are, and where guests may come."""
-
-    links: list[Link] = field(default_factory=list)
-    listeners: list[Listener] = field(default_factory=list)
-
-    def close(self) -> None:
-        """Close all of them and remove what they bound in the file system."""
-        for link in self.links:
-            link.close()
-        for listener in self.listeners:
-            listener.close()
-
-    def names(self) -> list[str]:
-        """What people call them."""
-        return [_described(link) for link in self.links] + [listener.name for listener in self.listeners]
-
-
-def _described(link: Link) -> str:
-    offload = link.capabilities.segment_offload
-    return f"{link.name} (offload: frames of 64 KiB, no checksums)" if offload else link.name
-
-
-def open_attachments(specs: tuple[LinkSpec, ...], mtu: int, offload_with: bytes | None = None) -> Attachments:
-    """Open what the configuration names: all of it or, with a LinkError, nothing. `offload_with` is TapLink.open's."""
-    opened = Attachments()
-    try:
-        for spec in specs:
-            made = _open(spec, mtu, offload_with)
-            if isinstance(made, Listener):
-                opened.listeners.append(made)
-            else:
-                opened.links.append(made)
-    except LinkError:
-        opened.close()
-        raise
-    return opened
-
-
-def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None) -> Link | Listener:
-    # A link's module is imported when it is used: most runs use one.
-    if isinstance(spec, ListenLink):
-        return _listen(spec, mtu)
-    if isinstance(spec, FdLink):
-        return _inherited(spec.fd, mtu)
-    if isinstance(spec, StdioLink):
-        from guest_iface import stream
-
-        return stream.StdioLink(mtu=mtu)
-    return TapLink.open(spec.name, netns=spec.netns, mtu=mtu, offload_with=offload_with)
-
-
-def _listen(spec: ListenLink, mtu: int) -> Link | Listener:
-    endpoint = spec.endpoint
-    if spec.protocol == "vfkit":
-        from guest_iface.unixgram import UnixgramLink
-
-        if isinstance(endpoint, UnixEndpoint):
-            return UnixgramLink.bind(endpoint.path, mtu=mtu)
-    from guest_iface.listener import LinkMaker, SocketListener
-
-    make: LinkMaker
-    kind = socket.SOCK_STREAM
-    if spec.protocol == "bess":
-        from guest_iface.seqpacket import SeqpacketLink
-
-        make, kind = partial(SeqpacketLink, mtu=mtu), socket.SOCK_SEQPACKET
-    elif spec.protocol == "vpnkit":
-        from guest_iface.vpnkit import VpnkitLink
-
-        make = partial(VpnkitLink, mtu=mtu, macs=VPNKIT_MACS)
-    else:
-        from guest_iface.stream import StreamLink
-
-        make = partial(StreamLink.from_socket, mtu=mtu)
-    if isinstance(endpoint, TcpEndpoint):
-        return SocketListener.bind_tcp(endpoint.host, endpoint.port, make)
-    return SocketListener.bind_unix(endpoint.path, make, kind=kind)
-
-
-def _inherited(fd: int, mtu: int) -> Link:
-    """The link that an inherited socket's type asks for. Raises LinkError."""
-    try:
-        sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise LinkError(f"--fd {fd}: not an open socket: {error.strerror}") from error
-    if sock.type == socket.SOCK_SEQPACKET:
-        from guest_iface.seqpacket import SeqpacketLink
-
-        return SeqpacketLink(sock, f"fd {fd}", mtu=mtu)
-    kind = sock.type
-    sock.detach()
-    if kind == socket.SOCK_DGRAM:
-        from guest_iface.unixgram import UnixgramLink
-
-        return UnixgramLink.from_fd(fd, mtu=mtu)
-    from guest_iface.stream import StreamLink
-
-    return StreamLink.from_fd(fd, mtu=mtu)
-
-
-def link_traits(attachments: Attachments, mtu: int) -> LinkTraits:
-    """What the engine is told of its links: what the most careful of them says. Every listener makes streams."""
-    capabilities = [link.capabilities for link in attachments.links]
-    return LinkTraits(
-        mtu=mtu,
-        queue_frames=min((each.queue_frames for each in capabilities), default=STREAM_QUEUE_FRAMES),
-        verify_checksums=not all(each.reliable_bytes for each in capabilities),
-    )
 
 
 class Gateway:
     """One driver with its links, resolver, event log and capture: what `run`, `guest` and `demo` run."""
 
     def __init__(
-        self, config: RunConfig, attachments: Attachments, *, watch: Callable[[Event], None] | None = None
+        self,
+        config: RunConfig,
+        attachments: Attachments,
+        *,
+        watch: Callable[[Event], None] | None = None,
+        notifications: Notifications | None = None,
     ) -> None:
         """Open the files that the configuration names. Owns the attachments from here on. `watch` sees every event.
+        `notifications` are told of guests and of links that fail; somebody else runs them.
 
         Raises RunFailed.
         """
         self._attachments = attachments
         self._watch = watch
-        self._capture: CaptureWriter | None = None
-        self._comments: CaptureComments | None = None
+        self._notifications = notifications
         self._events: EventLog | None = None
+        self._api: Api | None = None
         self._serving = trio.CancelScope()
         self._failure = ""
-        network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
         try:
             if config.events is not None:
                 self._events = EventLog(config.events)
-            if config.capture is not None:
-                from guest_iface.capture import CaptureWriter
+            if config.has_api:
+                from netstack.gateway.api.app import Api, ApiOptions
 
-                self._comments = CaptureComments()
-                self._capture = CaptureWriter(
-                    config.capture, comment=self._comments.take, remark=recorder(network, config.policy.policy())
-                )
-        except (EventLogError, LinkError) as error:
+                self._api = Api(self, ApiOptions.of(config))
+        except ConfigError:
+            attachments.close()
+            raise
+        except (EventLogError, RunFailed) as error:
             attachments.close()
             raise RunFailed(str(error)) from error
+        network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
         resolver = Resolver(
             config.dns_upstreams,
             never_ask=[socket.inet_ntoa(network.gateway_ip)],
             servers_changed=self._forget_names,
         )
-        self._config = config
+        self.config = config
+        self.policy = config.policy
+        """What is in force, unless the kill switch is on: what is in force again after it."""
+        self.records = None if self._api is None else Records()
+        """What has happened lately, for the API; None where there is none."""
         self.killed = False
         """The kill switch is on: nothing is allowed until `reload_policy`."""
         self._policies_asked = 0
@@ -212,8 +118,20 @@ class Gateway:
             resolver=resolver,
             policy=config.policy.policy(),
             hooks=config.hooks,
-            event_sink=self._report if self._events or self._comments or watch else None,
+            event_sink=self._report,
         )
+        if notifications is not None:
+            self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
+        self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
+        self.wires = Wires(self.driver)
+        self.captures = Captures(self.wires, self.driver)
+        try:
+            self.wires.begin(config)
+            if config.capture is not None:
+                self.captures.start(config.capture, config.capture_options)
+        except (CaptureError, FilterError) as error:
+            self._close_files()
+            raise RunFailed(str(error)) from error
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()
@@ -221,10 +139,18 @@ class Gateway:
     def _report(self, event: Event, _now: float) -> None:
         if self._events is not None:
             self._events.write(event)
-        if self._comments is not None:
-            self._comments.note(event)
+        if self.captures:
+            self.captures.note(event)
+        if self.records is not None:
+            self.records.note(event)
         if self._watch is not None:
             self._watch(event)
+
+    def _close_files(self) -> None:
+        self._attachments.close()
+        if self._api is not None:
+            self._api.close()
+        self.captures.close()
 
     def stop(self) -> None:
         """End `run` in order: guests first, so that the ends of their flows are still told."""
@@ -233,7 +159,7 @@ class Gateway:
     @property
     def has_policy_file(self) -> bool:
         """Whether there is a file that the policy can be read from again."""
-        return self._config.reload_policy is not None
+        return self.config.reload_policy is not None
 
     async def reload_policy(self) -> None:
         """Put the policy of options and file, read again, in force: the whole of it, or none and the old one stays.
@@ -250,17 +176,47 @@ class Gateway:
             return
         if asked != self._policies_asked:
             return
-        self.killed = False
-        self.driver.replace_policy(spec.policy(), "reload")
+        self._put_in_force(spec, "reload")
         log.info("policy read again: %s", spec)
         _tell(warnings)
 
+    async def replace_policy(self, spec: NetworkSpec) -> list[str]:
+        """Put a policy in force that a program asks for, whole; what is odd about it. It ends the kill switch.
+
+        What is asked for while its rules are made ready takes its place.
+        """
+        self._policies_asked += 1
+        asked = self._policies_asked
+        warnings = await trio.to_thread.run_sync(self._make_ready, spec)
+        if asked == self._policies_asked:
+            self._put_in_force(spec, "api")
+            log.info("policy replaced by the API: %s", spec)
+        return warnings
+
+    def _make_ready(self, spec: NetworkSpec) -> list[str]:
+        spec.policy()
+        return self._warnings(spec)
+
+    def lift_kill_switch(self) -> bool:
+        """Put the policy in force again that was before the kill switch; False when it is not on."""
+        if not self.killed:
+            return False
+        self._policies_asked += 1
+        self._put_in_force(self.policy, "api")
+        log.info("the kill switch is off: %s", self.policy)
+        return True
+
+    def _put_in_force(self, spec: NetworkSpec, why: str) -> None:
+        self.killed = False
+        self.policy = spec
+        self.driver.replace_policy(spec.policy(), why)
+
     def _read_policy(self) -> tuple[NetworkSpec, list[str]]:
-        spec = self._config.reload_policy() if self._config.reload_policy else self._config.policy
+        spec = self.config.reload_policy() if self.config.reload_policy else self.config.policy
         return spec, self._warnings(spec)
 
     def _warnings(self, spec: NetworkSpec) -> list[str]:
-        return spec.warnings(metadata_access=self._config.network.metadata_access)
+        return spec.warnings(metadata_access=self.config.network.metadata_access)
 
     def kill_network(self) -> None:
         """The kill switch: every flow is reset, and nothing goes out or comes in any more until `reload_policy`."""
@@ -268,6 +224,34 @@ class Gateway:
         self.killed = True
         self.driver.replace_policy(NetworkSpec.enabled(deny_all=True).policy(), "kill-switch", final=True)
         log.warning("kill switch: every flow is reset and nothing is allowed until SIGUSR1")
+
+    async def dial_guest(
+        self,
+        address: str,
+        port: int,
+        *,
+        source: Endpoint | None = None,
+        timeout: float = DIAL_TIMEOUT,  # noqa: ASYNC109  # the engine keeps it
+    ) -> trio.SocketStream:
+        """A stream to a guest's port, or to a service at the gateway's address (`serve_in_network`).
+
+        `address` is dotted; the guest sees `source` (the gateway, unless told otherwise). Raises ValueError for what is
+        no address, and OSError: ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT (after `timeout` seconds), EACCES while there is
+        no way in (kill switch, disabled network), ENOBUFS.
+        """
+        packed = ipaddress.IPv4Address(address).packed
+        if not 0 < port < 65_536:
+            raise ValueError(f"port {port} is outside 1..65535")
+        return await self.driver.inbound.dial(packed, port, source=source, timeout=timeout)
+
+    def serve_in_network(self, port: int, handler: Handler) -> None:
+        """Have `handler(stream, (address, port))` called for guests' connections to this port of the gateway.
+
+        256 of them at a time. Its stream is closed when it returns; what it raises is logged and ends nothing else.
+        The port is the gateway's own, whatever list there is; the kill switch and a disabled network close it. Raises
+        ValueError for a port that is served already, as 53 is.
+        """
+        self.driver.inbound.serve(port, handler)
 
     def reopen_events(self) -> bool:
         """Open the events file again by its name; False if there is none."""
@@ -285,16 +269,20 @@ class Gateway:
             async with trio.open_nursery() as writing:
                 if self._events is not None:
                     writing.start_soon(self._events.run)
+                writing.start_soon(self.captures.run)
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
+                    await engine.start(self.forwards.run)
+                    if self._api is not None:
+                        engine.start_soon(self._api.run)
+                        if self.config.guest_api:
+                            self.serve_in_network(80, self._api.serve_guest)
                     with self._serving:
                         await self._serve_all(task_status)
                     engine.cancel_scope.cancel()
                 writing.cancel_scope.cancel()
         finally:
-            self._attachments.close()
-            if self._capture is not None:
-                self._capture.close()
+            self._close_files()
         if self._failure and not self._serving.cancel_called:
             raise RunFailed(self._failure)
 
@@ -304,6 +292,8 @@ class Gateway:
                 nursery.start_soon(self._serve, link)
             for listener in self._attachments.listeners:
                 nursery.start_soon(self._accept, listener, nursery)
+            if self.config.api_listen:
+                nursery.start_soon(trio.sleep_forever)  # guests come by /connect too
             task_status.started()
 
     async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:
@@ -312,16 +302,33 @@ class Gateway:
             log.info("%s: a guest has come", link.name)
             nursery.start_soon(self._serve, link)
 
+    async def serve_link(self, link: Link) -> None:
+        """Carry the frames of one more guest until its link ends. What it sends that makes no sense ends only that."""
+        log.info("%s: a guest has come", link.name)
+        failure = self._failure
+        await self._serve(link)
+        self._failure = failure
+
     async def _serve(self, link: Link) -> None:
+        cable = self.wires.lay(link)
         try:
-            await self.driver.serve(link if self._capture is None else self._capture.tee(link))
+            await self.driver.serve(cable)
         except* LinkError as errors:
             self._failure = _first(errors)
             log.warning("%s", self._failure)
+            self._notify_failure()
         else:
+            if isinstance(link, StdioLink):
+                self._notify_failure()
             if isinstance(link, TapLink):
                 self._failure = f"{link.name}: the device is gone"
             log.info("%s: the guest has left", link.name)
+        finally:
+            self.wires.take_up(cable)
+
+    def _notify_failure(self) -> None:
+        if self._notifications is not None:
+            self._notifications.link_failed()
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> str:
@@ -384,12 +391,19 @@ def tell_ready(fd: int) -> None:
 
 
 def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
+    _tell([*config.notes])
     network = config.network
     addresses = [socket.inet_ntoa(each) for each in (network.gateway_ip, network.device_ip, network.host_ip)]
     log.info("policy: %s", config.policy)
     log.info("gateway %s, guest %s, host %s, MTU %d", *addresses, network.link.mtu)
     for name in attachments.names():
         log.info("waiting for a guest on %s", name)
+    for url in config.api_listen:
+        log.info("listening %s", url)
+    if config.services is not None:
+        log.info("enabling services API. Listening %s", config.services)
+    if config.log_format == "logrus":
+        log.info("waiting for clients...")  # what gvproxy's users look for in its log
     try:
         open_ping_socket().close()
     except OSError as error:
@@ -398,29 +412,49 @@ def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
 
 async def _serve_until_told(config: RunConfig) -> None:
     # Signals first: from the moment a socket exists, something must be there to remove it.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *POLICY_SIGNALS) as signals:
-        try:
-            offload_with = config.network.gateway_mac if config.offload else None
-            attachments = open_attachments(config.links, config.network.link.mtu, offload_with)
-        except LinkError as error:
-            raise RunFailed(str(error)) from error
-        gateway = Gateway(config, attachments)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey, signals, gateway)
-
-            async def run_and_end(task_status: trio.TaskStatus[None]) -> None:
-                await gateway.run(task_status=task_status)
-                nursery.cancel_scope.cancel()
-
-            await nursery.start(run_and_end)
-            _tell_what_runs(config, attachments)
-            if config.ready_fd is not None:
-                tell_ready(config.ready_fd)
+    signals = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *POLICY_SIGNALS)
+    with signals as received, pid_file(config.pid_file):
+        async with trio.open_nursery() as telling:
+            notifications = None
+            if config.notification is not None:
+                notifications = Notifications(config.notification)
+                telling.start_soon(notifications.run)
+            try:
+                await _serve_with(config, received, notifications)
+            finally:
+                telling.cancel_scope.cancel()
 
 
-def prepare_process(log_level: str) -> None:
-    """Log to standard error, and allow as many open files as the hard limit says: each flow takes one."""
-    logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="netstack: %(message)s")
+async def _serve_with(config: RunConfig, signals: AsyncIterator[int], notifications: Notifications | None) -> None:
+    try:
+        offload_with = config.network.gateway_mac if config.offload else None
+        attachments = open_attachments(
+            config.links, config.network.link.mtu, offload_with, vpnkit_macs=config.vpnkit_macs
+        )
+    except LinkError as error:
+        if notifications is not None:
+            notifications.link_failed()
+        raise RunFailed(str(error)) from error
+    gateway = Gateway(config, attachments, notifications=notifications)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey, signals, gateway)
+
+        async def run_and_end(task_status: trio.TaskStatus[None]) -> None:
+            await gateway.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(run_and_end)
+        await open_forwards(gateway, config)
+        _tell_what_runs(config, attachments)
+        if notifications is not None:
+            notifications.ready()
+        if config.ready_fd is not None:
+            tell_ready(config.ready_fd)
+
+
+def prepare_process(log_level: str, log_format: LogFormat = "plain", log_file: Path | None = None) -> None:
+    """Start to log, and allow as many open files as the hard limit says: each flow takes one. Raises RunFailed."""
+    start_logging(log_level, log_format, log_file)
     keep_freed_frames()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -438,5 +472,10 @@ def run_trio(main: Callable[..., Awaitable[int | None]], *arguments: object) -> 
 
 def run_gateway(config: RunConfig) -> None:
     """Run until a signal comes or the last guest has left. Raises RunFailed."""
-    prepare_process(config.log_level)
-    run_trio(_serve_until_told, config)
+    prepare_process(config.log_level, config.log_format, config.log_file)
+    try:
+        run_trio(_serve_until_told, config)
+    except RunFailed as error:
+        if config.log_file is not None:  # standard error gets it from the command
+            log.error("%s", error)  # noqa: TRY400 - the reason is in the message, a traceback says no more
+        raise

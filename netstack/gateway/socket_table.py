@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
 
 from netstack.gateway.poller import Poller
 
@@ -12,12 +13,14 @@ from netstack.gateway.poller import Poller
 class HostSocket:
     """One of them."""
 
-    __slots__ = ("descriptor", "flow", "interest", "sock")
+    __slots__ = ("descriptor", "flow", "gone", "interest", "sock")
 
     def __init__(self, flow: int, sock: socket.socket) -> None:
         self.flow = flow
         self.sock = sock
         self.descriptor = sock.fileno()
+        self.gone: Callable[[], None] | None = None
+        """Called when it is closed."""
         self.interest = 0
         """READ | WRITE: what is waited for now."""
 
@@ -69,6 +72,8 @@ class SocketTable:
             self._unwatch(host)
         self.by_flow.pop(host.flow, None)
         close_socket(host.sock)
+        if host.gone is not None:
+            host.gone()
 
     def close(self) -> None:
         """No socket is added from now on. To be called when all are dropped."""

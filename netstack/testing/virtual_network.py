@@ -24,7 +24,8 @@ import dns.rdatatype
 import dns.rrset
 import trio
 
-from guest_iface.capture import OUTBOUND, CaptureWriter
+from guest_iface.capture import CaptureWriter
+from guest_iface.pcapng import OUTBOUND
 from netstack.engine import effects
 from netstack.engine.events import Event
 from netstack.engine.settings import LinkTraits, NetworkSettings
@@ -185,6 +186,7 @@ class VirtualNetwork:
         self._streams: dict[int, ServerStream] = {}
         self._inbox: list[bytes] = []
         self._flushing = False
+        self._round_at, self._rounds = -math.inf, 0
         self._nursery: trio.Nursery | None = None
         self._manager: Any = None
         self._alarm = trio.CancelScope()
@@ -205,7 +207,10 @@ class VirtualNetwork:
     async def __aenter__(self) -> Self:
         if self._capture_path is not None:
             self._capture = CaptureWriter(
-                self._capture_path, comment=self._comments.take, remark=recorder(self.settings, self._policy)
+                self._capture_path,
+                clock=self._capture_time,
+                comment=self._comments.take,
+                remark=recorder(self.settings, self._policy),
             )
             self._capture.add_interface("virtual")
         self._manager = trio.open_nursery()
@@ -274,6 +279,8 @@ class VirtualNetwork:
     def _round(self, now: float) -> bool:
         """One exchange; whether anything was said."""
         stack = self.stack
+        self._rounds = self._rounds + 1 if now == self._round_at else 0
+        self._round_at = now
         batch, self._inbox = self._inbox, []
         arrived = [each for frame in batch for each in self._passes(frame, from_guest=True)]
         if self._capture is not None and arrived:
@@ -300,6 +307,10 @@ class VirtualNetwork:
         for guest in self.guests:
             guest.speak(now)
         return bool(batch or sent or self._inbox)
+
+    def _capture_time(self) -> float:
+        """Exchanges at one moment are a nanosecond apart in a capture: that is how their batches are told apart."""
+        return trio.current_time() + self._rounds * 1e-9
 
     def _passes(self, frame: bytes, *, from_guest: bool) -> Sequence[bytes]:
         return (frame,) if self._wire is None else self._wire(frame, from_guest)

@@ -68,7 +68,8 @@ _NO_COUNTS: Final = (0, 0, 0)
 
 OPT_SIZE: Final = _OPT.size
 """An OPT record without options, bytes."""
-_MAX_NAME: Final = 255
+MAX_NAME: Final = 255
+"""Bytes of a name in wire form (RFC 1035 section 2.3.4)."""
 _POINTER: Final = 0xC0
 _MAX_LABEL: Final = 63
 _MAX_QUERY_RECORDS: Final = 8
@@ -360,7 +361,7 @@ def _question_name(message: bytes) -> int:
     except IndexError:
         raise _MalformedError("dns-truncated") from None
     at += 1
-    if at - HEADER > _MAX_NAME:
+    if at - HEADER > MAX_NAME:
         raise _MalformedError("dns-name-too-long")
     if at + _TYPE_CLASS.size > len(message):
         raise _MalformedError("dns-truncated")
@@ -381,7 +382,7 @@ def _record_name(message: bytes, start: int) -> int:
             at += 1 + length
     except IndexError:
         raise _MalformedError("dns-truncated") from None
-    if at + 1 - start > _MAX_NAME:
+    if at + 1 - start > MAX_NAME:
         raise _MalformedError("dns-name-too-long")
     return at + 1
 

@@ -16,6 +16,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
+from guest_iface.cable import Cable
 from guest_iface.capture import CaptureWriter
 from guest_iface.link import Link, LinkCapabilities, LinkClosed, LinkCounters
 from netstack.config import network_settings
@@ -115,7 +116,7 @@ class Live:
 
     def serve(self, link: Link) -> None:
         """Attach a guest on a link of the test's."""
-        self._nursery.start_soon(self.driver.serve, link if self._capture is None else self._capture.tee(link))
+        self._nursery.start_soon(self.driver.serve, link if self._capture is None else Cable(link, [self._capture]))
 
     async def attach(self, mac: str = GUEST_MAC, address: str = GUEST) -> LiveGuest:
         """One more guest, on a link of its own."""

@@ -17,7 +17,8 @@ import dns.rrset
 from dpkt import pcapng
 from engine.wire_guest import ip
 
-from guest_iface.capture import INBOUND, OUTBOUND, CaptureWriter
+from guest_iface.capture import CaptureWriter
+from guest_iface.pcapng import INBOUND, OUTBOUND
 from netstack.engine import effects
 from netstack.engine.events import Event
 from netstack.engine.settings import NetworkSettings

@@ -109,8 +109,8 @@ def test_I1_a_rule_that_cannot_be_used(tmp_path: Path, rule: str, named: str, ne
 
 
 BAD_FILES = {
-    "unknown key": ("policy: {allow_nets: [pypi.org]}", "'allow_nets'", "did you mean 'allow_net'?"),
-    "unknown section": ("polcy: {allow_net: [pypi.org]}", "'polcy'", "did you mean 'policy'"),
+    "unknown key": ("policy: {allow_nets: [pypi.org]}", "policy.allow_nets", "did you mean 'allow_net'?"),
+    "unknown section": ("polcy: {allow_net: [pypi.org]}", "polcy", "did you mean 'policy'"),
     "a bad rule": ("policy: {allow_net: [pypi.org, '*.com']}", "'*.com'", "did you mean"),
     "no list": ("policy: {allow_net: pypi.org}", "allow_net 'pypi.org'", "list of rules"),
     "no YAML": ("policy: [", "policy.yaml", ""),

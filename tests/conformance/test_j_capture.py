@@ -17,7 +17,7 @@ from scapy.packet import Raw
 from wire import hellos
 from wire.http_requests import get
 
-from guest_iface.capture import INBOUND, OUTBOUND
+from guest_iface.pcapng import INBOUND, OUTBOUND
 from netstack.config import network_settings
 from netstack.engine.events import DnsEvent, FlowClosed, FlowOpened, FlowRefused
 from netstack.gateway.resolver import AnswersDns

@@ -12,7 +12,7 @@ import dns.rrset
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from netstack.engine import dns_server, tcp_flows
+from netstack.engine import dns_server, tcp_sessions
 from netstack.engine.effects import ResolveUpstream
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.settings import Zone, ZoneRecord
@@ -161,7 +161,7 @@ def test_a_question_by_tcp(wire: VirtualWire) -> None:
     assert wire.stack.tcp.table == {}
 
 
-def test_pipelined_questions_are_all_answered(wire: VirtualWire) -> None:
+def test_b5_pipelined_questions_are_all_answered(wire: VirtualWire) -> None:
     """Conformance B5; RFC 7766 section 6.2.1.1."""
     connection = open_dns(wire)
     names = [f"host{number}.corp.test" for number in range(300)]
@@ -201,7 +201,7 @@ def test_what_is_no_dns_is_reset(wire: VirtualWire, stream: bytes) -> None:
     assert wire.stack._dns_port._sessions == {}
 
 
-def test_a_message_of_the_largest_size(wire: VirtualWire) -> None:
+def test_b5_a_message_of_the_largest_size(wire: VirtualWire) -> None:
     """Conformance B5: 65,535 bytes are held, answered, and forgotten."""
     connection = open_dns(wire)
     stream = framed(question() + bytes(65_535 - len(question())))
@@ -331,7 +331,7 @@ def test_a_guest_that_neither_reads_nor_leaves_is_reset(wire: VirtualWire) -> No
     assert str(connection.hear()[-1].flags) in ("RA", "R")
     assert [event.reason for event in wire.told(FlowClosed)] == ["idle"]
     assert wire.stack.tcp.table == {}
-    assert tcp_flows.SERVED_IDLE == 30.0
+    assert tcp_sessions.SERVED_IDLE == 30.0
 
 
 def test_a_guest_that_left(wire: VirtualWire) -> None:

@@ -265,10 +265,10 @@ def test_flows_are_told_once_each_with_their_bytes() -> None:
     guest = (ip(GUEST), 5000)
     ends = [(guest, (ip(HOST_ALIAS), 7), (ip(LOOPBACK), 7)), (guest, (ip(SERVER), 9), (ip(SERVER), 9))]
     verdict = Verdict(ALLOW, "datagram", "no-list")
-    assert [event[1:-1] for event in opened] == [("udp", *each, verdict) for each in ends]
+    assert [event[1:] for event in opened] == [("udp", *each, verdict, "", "out") for each in ends]
     assert [event[1:] for event in closed] == [
-        ("udp", *ends[1], "idle", 1, 0, 30.0, verdict),
-        ("udp", *ends[0], "idle", 8, 7, 180.0, verdict),
+        ("udp", *ends[1], "idle", 1, 0, 30.0, verdict, "out"),
+        ("udp", *ends[0], "idle", 8, 7, 180.0, verdict, "out"),
     ]
     assert {event.flow for event in opened} == {event.flow for event in closed}
 

@@ -11,7 +11,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from guest_iface.capture import INBOUND, OUTBOUND
+from guest_iface.pcapng import INBOUND, OUTBOUND
 from netstack.engine.dns_server import DnsServer
 from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.judge import Judge
@@ -75,6 +75,10 @@ def test_words() -> None:
         (
             opened(1, NAMED),
             f"flow 8 allowed at tls: name-rule '*.example.com', a.example.com by sni; dialled {SITE}:443",
+        ),
+        (
+            opened(1, Verdict(ALLOW, "forward", "port-forward"))._replace(direction="in"),
+            f"flow 8 allowed at forward: port-forward; opened by {SITE}:443",
         ),
     ):
         for direction, seen in ((INBOUND, out(1)), (OUTBOUND, back(1))):

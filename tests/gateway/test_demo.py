@@ -131,3 +131,27 @@ def test_a_question_that_leaves_under_the_list_fails_the_demonstration(
     told = capsys.readouterr().out
     assert "meanwhile: c2vjcmv0lwrhdge.evil.demo.test TXT" in told
     assert rows_of(told)["DNS tunnel"][1].startswith("ValueError: NXDOMAIN")
+
+
+@pytest.mark.guest("netns")
+def test_a_capture_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "demo.pcapng"
+    command = [sys.executable, "-m", "netstack", "demo", "--capture", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"netstack: {path}: cannot write the capture there: No such file or directory\n"
+
+
+@pytest.mark.guest("netns")
+def test_a_reader_that_leaves_is_one_line(tmp_path: Path) -> None:
+    """`netstack demo | head -1`: no traceback."""
+    command = [sys.executable, "-m", "netstack", "demo", "--capture", str(tmp_path / "demo.pcapng")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("The guest: ")
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert said == "netstack: standard output: nobody reads it any more\n"

@@ -68,21 +68,21 @@ FLOW = FlowOpened(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443), NO_LIS
             FLOW,
             '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_opened","flow":7,"protocol":"tcp",'
             '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443",'
-            '"verdict":"allowed","step":"syn","reason_code":"no-list"}\n',
+            '"verdict":"allowed","step":"syn","reason_code":"no-list","direction":"out"}\n',
         ),
         (
             FlowOpened(8, "tcp", (GUEST, 40000), (SERVER, 443), (bytes(15) + b"\x01", 443), BY_NAME),
             '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_opened","flow":8,"protocol":"tcp",'
             '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"[::1]:443",'
             '"verdict":"allowed","step":"tls","reason_code":"name-rule","rule":"*.example.org",'
-            '"name":"www.example.org","name_source":"sni"}\n',
+            '"name":"www.example.org","name_source":"sni","direction":"out"}\n',
         ),
         (
             FlowClosed(7, "tcp", (GUEST, 40000), (SERVER, 443), (SERVER, 443), "closed by both", 10, 20, 1.5, NO_LIST),
             '{"time":"2025-11-24T16:00:00.250000Z","event":"flow_closed","flow":7,"protocol":"tcp",'
             '"guest":"192.168.127.2:40000","destination":"93.184.215.14:443","dialled":"93.184.215.14:443",'
             '"reason":"closed by both","sent":10,"received":20,"seconds":1.5,'
-            '"verdict":"allowed","step":"syn","reason_code":"no-list"}\n',
+            '"verdict":"allowed","step":"syn","reason_code":"no-list","direction":"out"}\n',
         ),
         (
             FlowRefused(
@@ -120,7 +120,7 @@ def test_every_kind_of_event_has_a_name():
 
 
 @given(st.text())
-def test_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchanged(text: str):
+def test_j6_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchanged(text: str):
     """Conformance J6: a host name in DHCP, a name in DNS, SNI, Host or QUIC cannot add a line or a key."""
     refused = Verdict(REFUSE, "tls", "name-not-allowed", "", text, "sni")
     for key, event in (

@@ -28,7 +28,7 @@ def test_no_namespace_is_one_line_that_names_doctor(monkeypatch: pytest.MonkeyPa
         raise LinkError("cannot make a network namespace: Operation not permitted")
 
     monkeypatch.setattr(guest_command.GuestNamespace, "create", create)
-    monkeypatch.setattr(guest_command, "prepare_process", lambda _level: None)
+    monkeypatch.setattr(guest_command, "prepare_process", lambda *_: None)
     with pytest.raises(RunFailed, match=r"Operation not permitted \(netstack doctor says"):
         guest_command.run_guest(RunConfig(network=network_settings(), links=()), ["true"])
 

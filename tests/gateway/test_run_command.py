@@ -35,6 +35,18 @@ ARP_REQUEST = bytes.fromhex("ffffffffffff5a94efe40cee08060001080006040001") + by
 GATEWAY_MAC = bytes.fromhex("5a94efe40cdd")
 
 
+def test_what_only_some_need_is_not_imported_by_all() -> None:
+    """Start-up: dpkt for a capture, dnspython's names for names that are not plain, packages of other commands."""
+    heavy = ["dpkt", "dns.name", "email", "rich", "yaml", "scapy", "cryptography", "publicsuffixlist", "numpy"]
+    code = (
+        "import sys; from netstack.config import network_settings; from netstack.gateway import run_command;"
+        "run_command.Driver(network_settings(), resolver=None);"
+        "print([name for name in sys.argv if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def configuration(*fds: int, **options: object) -> RunConfig:
     links = tuple(FdLink(fd) for fd in fds)
     return RunConfig(network=network_settings(), links=links, dns_upstreams=("127.0.0.1:9",), **options)  # type: ignore[arg-type]
@@ -264,7 +276,7 @@ def access(gateway: Gateway) -> str:
     return gateway.driver.stack.judge.policy.access
 
 
-async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
+async def test_i8_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
     """Conformance I8. The file is read in a thread; what was asked for later is what is in force."""
     reading, go_on = threading.Event(), threading.Event()
 
@@ -287,7 +299,7 @@ async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket
     gateway._attachments.close()
 
 
-async def test_a_file_that_cannot_be_used_leaves_what_is_in_force(
+async def test_i1_i2_a_file_that_cannot_be_used_leaves_what_is_in_force(
     pair: tuple[int, socket.socket], caplog: pytest.LogCaptureFixture
 ):
     """Conformance I1, I2: also the kill switch stays on."""

@@ -58,11 +58,17 @@ def test_50_megabytes_each_way(fresh, tmp_path: Path, offload: str) -> None:
 @pytest.mark.guest("tc")
 @pytest.mark.parametrize("kind", ["loss", "duplicate", "reorder"])
 def test_large_frames_are_lost_doubled_and_late(fresh, tmp_path: Path, kind: str) -> None:
-    """The kernel does it to whole frames, 45 segments at once."""
+    """The kernel does it to whole frames, 45 segments at once.
+
+    16 MB are only a few hundred of them, of which it may hit none: then there are more.
+    """
     network = fresh("tap", options=["--offload", "on"])
     impair(network.guest, TAP, kind)
-    both_ways(network, tmp_path / "body", SMALL * 4)
-    assert damaged(network.guest, TAP) > 0
+    for _ in range(8):
+        both_ways(network, tmp_path / "body", SMALL * 4)
+        if damaged(network.guest, TAP):
+            return
+    pytest.fail(f"no frame was hit by {kind} in 128 MB")
 
 
 @pytest.mark.guest("tshark")

@@ -81,9 +81,12 @@ def test_damaged_tap(fresh, body_file: Path, record_property, kind: str) -> None
     """3 % loss, 2 % duplicates, or 25 % of the packets late, each way, made by the guest's kernel on the TAP."""
     network = fresh("tap")
     record_property("egress damaged by", impair(network.guest, TAP, kind))
-    assert download(network, MEDIUM) == payload.sha256(MEDIUM)
-    assert upload(network, body_file, MEDIUM) == [payload.sha256(MEDIUM), str(MEDIUM)]
-    assert damaged(network.guest, TAP) > 0
+    for _ in range(8):
+        assert download(network, MEDIUM) == payload.sha256(MEDIUM)
+        assert upload(network, body_file, MEDIUM) == [payload.sha256(MEDIUM), str(MEDIUM)]
+        if damaged(network.guest, TAP):  # of some hundred frames of 64 KiB, it may have been none
+            return
+    pytest.fail(f"no frame was hit by {kind} in eight rounds")
 
 
 @pytest.mark.parametrize("words", ["loss=3", "duplicate=2", "reorder=25", "loss=1,duplicate=1,reorder=5"])

@@ -1,0 +1,152 @@
+"""Capture blocks into a file, or into a row of files of bounded size: the newest is FILE, the one before it FILE.1."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from guest_iface.capture import Sink
+from guest_iface.link import LinkError
+
+log = logging.getLogger(__name__)
+
+BUFFER_BYTES: Final = 256 << 10
+"""Bytes that wait in memory before they are written."""
+FLUSH_INTERVAL: Final = 0.25
+"""Seconds after which what waits is written anyway."""
+MIN_FILE_BYTES: Final = 1 << 16
+"""The smallest files of a row: a frame of any length fits, with what each file begins with."""
+MAX_FILES: Final = 1000
+_MAX_PIECES: Final = 1024
+"""Of one write (IOV_MAX)."""
+
+
+class CaptureFile(Sink):
+    """Readable by its owner only. Each file of a row can be read without the others."""
+
+    def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 0, max_files: int = 1) -> None:
+        """Create or empty `path`. Above 0, `max_bytes` (MIN_FILE_BYTES or more) is when a file is full: it is renamed
+        PATH.1, PATH.1 is renamed PATH.2, and so on; `max_files` (1 to MAX_FILES) are kept, PATH among them.
+
+        Raises LinkError if the file cannot be opened.
+        """
+        self.path = Path(path)
+        self.failure = ""
+        self.last_words: Callable[[], bytes] = bytes
+        """What is written at the end of each file."""
+        self._max_bytes = max_bytes
+        self._max_files = max_files
+        self._descriptions: list[bytes] = []
+        self._pieces: list[bytes] = []
+        self._pending = 0
+        self._size = 0
+        """Bytes of this file, those that wait included."""
+        self._waiting = trio.Event()
+        try:
+            self._fd = self._open()
+        except OSError as error:
+            raise LinkError(f"{self.path}: cannot write the capture there: {error.strerror}") from error
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def describe(self, block: bytes) -> None:
+        """See Sink. Each file of a row begins with these blocks."""
+        self._descriptions.append(block)
+        self._append([block], len(block))
+
+    def put(self, pieces: list[bytes], size: int) -> bool:
+        """See Sink. What is lost is lost to `failure`, which says so."""
+        if self._max_bytes and self._size + size > self._max_bytes:
+            self._put_in_turn(pieces)
+        else:
+            self._append(pieces, size)
+        if self._pending >= BUFFER_BYTES:
+            self.flush()
+        elif not self._waiting.is_set():
+            self._waiting.set()
+        return not self.failure
+
+    def _put_in_turn(self, pieces: list[bytes]) -> None:
+        """Frame by frame, three pieces each, with another file where one is full."""
+        for start in range(0, len(pieces), 3):
+            block = pieces[start : start + 3]
+            size = sum(map(len, block))
+            if self._size + size > self._max_bytes:
+                self._rotate()
+            self._append(block, size)
+
+    def _append(self, pieces: list[bytes], size: int) -> None:
+        if not self.failure:
+            self._pieces += pieces
+            self._pending += size
+            self._size += size
+
+    def _rotate(self) -> None:
+        last = self.last_words()
+        self._append([last], len(last))
+        self.flush()
+        if self.failure:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        names = [
+            self.path,
+            *(self.path.with_name(f"{self.path.name}.{number}") for number in range(1, self._max_files)),
+        ]
+        try:
+            for newer, older in reversed(list(pairwise(names))):
+                with contextlib.suppress(FileNotFoundError):
+                    newer.replace(older)
+            self._fd = self._open()
+        except OSError as error:
+            self._fail(error)
+            return
+        self._size = 0
+        self._append(list(self._descriptions), sum(map(len, self._descriptions)))
+
+    def flush(self) -> None:
+        """Write what waits into the file."""
+        pieces, self._pieces, self._pending = self._pieces, [], 0
+        if self.failure:
+            return
+        try:
+            for start in range(0, len(pieces), _MAX_PIECES):
+                part = pieces[start : start + _MAX_PIECES]
+                total = sum(map(len, part))
+                written = os.writev(self._fd, part)
+                if written < total:
+                    rest = memoryview(b"".join(part))[written:]
+                    while rest:
+                        rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = f"{self.path}: the capture ends here: {error.strerror}"
+        log.error("%s", self.failure)
+
+    async def flush_when_waiting(self) -> None:
+        """Write what waits FLUSH_INTERVAL seconds after it came, for ever."""
+        while True:
+            await self._waiting.wait()
+            await trio.sleep(FLUSH_INTERVAL)
+            self._waiting = trio.Event()
+            self.flush()
+
+    def close(self, last: bytes) -> None:
+        """See Sink."""
+        if not self.failure:
+            self._append([last], len(last))
+            self.flush()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self.failure = self.failure or f"{self.path}: closed"

@@ -1,0 +1,168 @@
+"""Streams to guests and services at the gateway, with a guest by scapy: what comes back, and which error if nothing."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+
+import pytest
+import trio
+from callee import ADDRESS, CLOSED, EAGER, ECHO, GATEWAY, GREETING, RESETS, SILENT, Called, called, until
+
+from netstack.engine.events import FlowRefused
+from netstack.gateway import inbound
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    data = b""
+    async for piece in stream:
+        data += piece
+    return data
+
+
+async def test_a_stream_to_a_guest() -> None:
+    async with called() as net, await net.gateway.dial_guest(ADDRESS, ECHO) as stream:
+        await stream.send_all(b"x" * 5000)
+        await stream.send_eof()
+        assert await read_all(stream) == b"x" * 5000
+        (closed,) = await net.closed()
+        assert (closed.reason, closed.sent, closed.received, closed.direction) == ("finished", 5000, 5000, "in")
+        assert net.guest.callers[0][0] == GATEWAY
+
+
+async def test_a_guest_that_speaks_first_and_ends_its_side() -> None:
+    async with called() as net, await net.gateway.dial_guest(ADDRESS, EAGER) as stream:
+        assert await read_all(stream) == GREETING
+        await stream.send_all(b"still heard")
+        await until(lambda: any(b"still heard" in bytes(segment.payload) for segment in net.guest.heard))
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "number"),
+    [
+        (ADDRESS, CLOSED, errno.ECONNREFUSED),
+        (ADDRESS, SILENT, errno.ETIMEDOUT),
+        ("192.168.127.77", 80, errno.EHOSTUNREACH),
+        ("10.0.0.1", 80, errno.EHOSTUNREACH),
+        (GATEWAY, 81, errno.ECONNREFUSED),
+    ],
+)
+async def test_what_cannot_be_reached(address: str, port: int, number: int, autojump_clock: object) -> None:
+    async with called() as net:
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
+            await net.gateway.dial_guest(address, port, timeout=2)
+        assert raised.value.errno == number
+        assert len(net.gateway.driver.sockets) == 0
+
+
+async def test_no_address_and_no_port() -> None:
+    async with called() as net:
+        for address, port in (("guest.example", 80), (ADDRESS, 0), (ADDRESS, 65_536)):
+            with pytest.raises(ValueError, match=r"guest\.example|outside"):
+                await net.gateway.dial_guest(address, port)
+
+
+async def test_a_dial_that_is_cancelled_leaves_nothing() -> None:
+    async with called() as net:
+        with trio.move_on_after(0.05) as scope:
+            await net.gateway.dial_guest(ADDRESS, SILENT)
+        assert scope.cancelled_caught
+        assert len(net.gateway.driver.stack.tcp.inbound) == 0
+        assert [event.reason for event in await net.closed()] == ["called off"]
+
+
+async def test_the_kill_switch_ends_streams_and_dials() -> None:
+    async with called() as net, await net.gateway.dial_guest(ADDRESS, ECHO) as stream:
+        net.gateway.kill_network()
+        assert await read_all(stream) == b""
+        with pytest.raises(PermissionError):
+            await net.gateway.dial_guest(ADDRESS, ECHO)
+
+
+@pytest.mark.parametrize(
+    ("address", "number"),
+    [(ADDRESS, errno.EHOSTUNREACH), ("192.168.127.77", errno.ECANCELED)],
+    ids=["its guest leaves", "nobody yet"],
+)
+async def test_a_gateway_that_ends_tells_who_waits(address: str, number: int) -> None:
+    raised: list[OSError] = []
+
+    async def dial(net: Called) -> None:
+        try:
+            await net.gateway.dial_guest(address, SILENT)
+        except OSError as error:
+            raised.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with called() as net:
+            nursery.start_soon(dial, net)
+            await until(lambda: len(net.gateway.driver.stack.tcp.inbound))
+        nursery.start_soon(trio.sleep, 0)
+    assert [error.errno for error in raised] == [number]
+
+
+# -- services ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_service_in_the_network_for_guests_and_for_us() -> None:
+    clients: list[tuple[str, int]] = []
+
+    async def greet(stream: trio.SocketStream, client: tuple[str, int]) -> None:
+        clients.append(client)
+        await stream.send_all(b"hello")
+
+    async with called() as net:
+        await net.guest.open(80)
+        await until(lambda: net.guest.heard)
+        assert str(net.guest.heard.pop().flags) == "RA"
+        net.gateway.serve_in_network(80, greet)
+        for port in (80, 53, 0):
+            with pytest.raises(ValueError, match="cannot be served"):
+                net.gateway.serve_in_network(port, greet)
+        async with await net.gateway.dial_guest(GATEWAY, 80) as stream:
+            assert await read_all(stream) == b"hello"
+        await net.guest.open(80, 40_001)
+        await until(lambda: net.guest.heard)
+        assert str(net.guest.heard.pop(0).flags) == "SA"
+        assert clients[0] == (GATEWAY, 0)
+        await until(lambda: len(clients) == 2)
+        assert clients[1] == (ADDRESS, 40_001)
+        net.gateway.driver.inbound.stop_serving(80)
+        net.guest.heard.clear()
+        await net.guest.open(80, 40_002)
+        await until(lambda: [segment for segment in net.guest.heard if segment.dport == 40_002])
+        assert [str(segment.flags) for segment in net.guest.heard if segment.dport == 40_002] == ["RA"]
+        assert len(net.told(FlowRefused)) == 1, "the second is not the tenth"
+
+
+async def test_a_service_that_fails_or_is_full(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inbound, "MAX_CONNECTIONS", 1)
+
+    async def fail(stream: trio.SocketStream, client: tuple[str, int]) -> None:
+        await stream.receive_some(1)
+        raise RuntimeError("a mistake of the service's")
+
+    async with called() as net:
+        net.gateway.serve_in_network(80, fail)
+        async with await net.gateway.dial_guest(GATEWAY, 80) as stream:
+            with pytest.raises(ConnectionRefusedError):
+                await net.gateway.dial_guest(GATEWAY, 80)
+            await net.guest.open(80)
+            await until(lambda: net.guest.heard)
+            assert str(net.guest.heard.pop().flags) == "RA"
+            await stream.send_all(b"x")
+            assert await read_all(stream) == b""
+        assert "a mistake of the service's" in caplog.text
+        async with await net.gateway.dial_guest(GATEWAY, 80):
+            pass
+    gc.collect()
+
+
+async def test_a_reset_by_the_guest_ends_the_stream() -> None:
+    async with called() as net, await net.gateway.dial_guest(ADDRESS, RESETS) as stream:
+        await stream.send_all(b"x")
+        assert await read_all(stream) == b""
+        assert [event.reason for event in await net.closed()] == ["reset by guest"]
