@@ -333,7 +333,7 @@ class VirtualGuest:
         connection = VirtualConnection(self, machine, urgent)
         key = (self._port, destination, port)
         self._connections[key] = connection
-        machine.connect(trio.current_time())
+        machine.connect(self.network.now())
         self.touch()
         await connection.until("opened")
         return connection
@@ -408,7 +408,7 @@ class VirtualGuest:
         destination = socket.inet_aton(address)
         self._identifier += 1
         place = (self._identifier, 1)
-        sent = trio.current_time()
+        sent = self.network.now()
         message = icmp.build_echo(request=True, identifier=place[0], sequence=place[1], payload=payload)
         self.send_packet(destination, ipv4.ICMP, message)
         with trio.move_on_after(ANSWER_SECONDS):

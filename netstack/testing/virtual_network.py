@@ -132,7 +132,7 @@ class ServerStream(trio.abc.HalfCloseableStream):
         """Reset the connection (RST)."""
         if not self._over:
             self._over = "reset by the server"
-            self._network.stack.stream_reset(self._flow, trio.current_time())
+            self._network.stack.stream_reset(self._flow, self._network.now())
             self._network.flush()
             self.wake()
 
@@ -208,7 +208,7 @@ class VirtualNetwork:
         if self._capture_path is not None:
             self._capture = CaptureWriter(
                 self._capture_path,
-                clock=self._capture_time,
+                clock=self.now,
                 comment=self._comments.take,
                 remark=recorder(self.settings, self._policy),
             )
@@ -268,7 +268,7 @@ class VirtualNetwork:
         self._flushing = True
         try:
             for _ in range(_WAITING_ROUNDS):
-                if not self._round(trio.current_time()):
+                if not self._round():
                     break
             else:
                 raise RuntimeError("guests and servers talk to each other for ever, and no time goes by")
@@ -276,11 +276,13 @@ class VirtualNetwork:
             self._flushing = False
         self._alarm.deadline = self._deadline()
 
-    def _round(self, now: float) -> bool:
+    def _round(self) -> bool:
         """One exchange; whether anything was said."""
         stack = self.stack
-        self._rounds = self._rounds + 1 if now == self._round_at else 0
-        self._round_at = now
+        moment = trio.current_time()
+        self._rounds = self._rounds + 1 if moment == self._round_at else 0
+        self._round_at = moment
+        now = self.now()
         batch, self._inbox = self._inbox, []
         arrived = [each for frame in batch for each in self._passes(frame, from_guest=True)]
         if self._capture is not None and arrived:
@@ -308,8 +310,8 @@ class VirtualNetwork:
             guest.speak(now)
         return bool(batch or sent or self._inbox)
 
-    def _capture_time(self) -> float:
-        """Exchanges at one moment are a nanosecond apart in a capture: that is how their batches are told apart."""
+    def now(self) -> float:
+        """Seconds of trio's clock; exchanges at one moment of it are a nanosecond apart, as no two are at once."""
         return trio.current_time() + self._rounds * 1e-9
 
     def _passes(self, frame: bytes, *, from_guest: bool) -> Sequence[bytes]:

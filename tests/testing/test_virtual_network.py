@@ -44,10 +44,10 @@ async def test_a_lease_then_pings(autojump_clock: MockClock):
         guest = network.attach(VirtualGuest())
         assert await guest.lease() == guest.address
         assert [event.action for event in network.told(LeaseEvent)] == ["offered", "acknowledged"]
-        assert await guest.ping(SERVER) == 0.0
+        assert await guest.ping(SERVER) < 1e-6
         with pytest.raises(OSError, match="host unreachable"):
             await guest.ping("198.51.100.1")
-        assert await guest.ping("192.168.127.1") == 0.0, "the gateway's own"
+        assert await guest.ping("192.168.127.1") < 1e-6, "the gateway's own"
 
 
 async def test_datagrams_come_and_errors_too(autojump_clock: MockClock):
