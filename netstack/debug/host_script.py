@@ -170,15 +170,15 @@ class HostScript:
         elif dialled := _DIALLED.search(comment):
             self._open(flow.id, now, bytes(map(int, dialled[1].split("."))))
 
-    def hear(self, frame: bytes, packet: packets.Packet, now: float) -> None:
-        """A frame of the recorded host side."""
+    def hear(self, frame: bytes, packet: packets.Packet, now: float, *, last: bool = True) -> None:
+        """A frame of the recorded host side. `last`: no more text of its connection follows at the same moment."""
         if packet.kind == "fragment" and packet.header is not None:
             whole = self._fragments.receive(frame[14:], packet.header, frame[6:12], now)
             if whole is None:
                 return
             packet = packets.read_ip(whole)
         if packet.kind == "tcp":
-            self._hear_segment(packet, now)
+            self._hear_segment(packet, now, last=last)
         elif packet.kind == "udp":
             self._hear_datagram(packet, now)
         elif packet.kind == "icmp":
@@ -191,7 +191,7 @@ class HostScript:
 
     # TCP
 
-    def _hear_segment(self, packet: packets.Packet, now: float) -> None:
+    def _hear_segment(self, packet: packets.Packet, now: float, *, last: bool) -> None:
         key = packet.reversed_key
         conversation = self._conversations.get(key)
         flow = self._stack.tcp.table.get(key)
@@ -219,7 +219,7 @@ class HostScript:
             self._open(flow.id, now)
         if packet.body or packet.flags & tcp.FIN:
             conversation.hear(packet)
-            if self._own and conversation.unread and not packet.flags & tcp.PSH:
+            if self._own and last and conversation.unread and not packet.flags & tcp.PSH:
                 self._read_on(conversation, key)
             if flow is not None:
                 self._say(flow, conversation, now)

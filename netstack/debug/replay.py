@@ -325,10 +325,11 @@ class Replay:
                 continue
             self._comparison.recorded(seen.captured.number, time, seen.frame)
         now = self._now = max(self._now, self._exact_time(group, when))
+        last = {seen.packet.key: seen for seen in group if seen.packet.kind == "tcp" and seen.packet.body}
         for seen in group:
             if self.exact and seen.captured.comment:
                 self._script.comment(seen.packet, seen.captured.comment, from_guest=False, now=now)
-            self._script.hear(seen.frame, seen.packet, now)
+            self._script.hear(seen.frame, seen.packet, now, last=last.get(seen.packet.key, seen) is seen)
         self.stack.advance(now)
         self._flush(now)
         if self._comparison.matched() or not self.exact:
