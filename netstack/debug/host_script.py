@@ -121,13 +121,22 @@ class HostScript:
         """
         buffer = flow.connection.receive_buffer
         if packet is None:
-            packet = self._ahead.acknowledging(flow.key, buffer.next & 0xFFFFFFFF)
+            # What was answered at once, out of order, says nothing yet of what the host took of this batch.
+            key, position = flow.key, buffer.next & 0xFFFFFFFF
+            at_once = [each for each in map(packets.read, self._stack.answers) if each.kind == "tcp"]
+            besides = sum(each.reversed_key == key and each.acknowledgement == position for each in at_once)
+            packet = self._ahead.acknowledging(key, position, besides)
         count = conversation.untaken
         if packet is not None and packet.acknowledgement == buffer.next & 0xFFFFFFFF:
-            trial = copy(buffer)
-            trial.unsent -= count
-            if trial.advertise() != packet.window:
-                count = max(0, count - max(0, buffer.limit - (packet.window << buffer.shift)))
+            offered = packet.window << buffer.shift
+            grown = min(2 * buffer.limit, buffer.limit_max)
+            # All of it, or so much that the window is the recorded one, which may have grown on the way, or nothing.
+            for left in (0, buffer.limit - offered, grown - offered, conversation.untaken):
+                trial = copy(buffer)
+                trial.unsent += left - conversation.untaken
+                if 0 <= left <= conversation.untaken and trial.advertise() == packet.window:
+                    count = conversation.untaken - left
+                    break
         if count:
             conversation.untaken -= count
             self._stack.stream_sent(flow.id, count)

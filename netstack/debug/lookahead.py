@@ -116,11 +116,13 @@ class Lookahead:
             if packet.body:
                 yield packet
 
-    def acknowledging(self, key: bytes, position: int) -> packets.Packet | None:
-        """The next segment of the host side's that acknowledges exactly so much of a guest's flow."""
-        for _, packet in islice(self._segments.get(key, ()), NEAR):
+    def acknowledging(self, key: bytes, position: int, besides: int) -> packets.Packet | None:
+        """The segment of the host side's that acknowledges so much of a guest's flow, after `besides` others."""
+        for _, packet in islice(self._segments.get(key, ()), NEAR + besides):
             if packet.acknowledgement == position and not packet.flags & tcp.RST:
-                return packet
+                if not besides:
+                    return packet
+                besides -= 1
         return None
 
     def goes_on(self, key: bytes) -> bool:

@@ -112,8 +112,10 @@ class Replay:
     ) -> None:
         """`policy` replaces the recorded one (of other stacks: full access); `network` replaces what is found out.
 
-        `guest`: its IPv4 address or MAC, where it cannot be found out. `batches`: guest frames given to the engine at
-        once, at most; None is as recorded. Raises CaptureError.
+        `guest`: its IPv4 address or MAC, where it cannot be found out. `batches`: how many of the guest's frames that
+        follow one another are one batch; None is as recorded. With any of these the comparison is by meaning.
+
+        Raises CaptureError.
         """
         self.reader = reader
         self.summary = Summary()
@@ -136,7 +138,7 @@ class Replay:
                 self.parties = replace(self.parties, network=network)
             self._clock = first[0].time if first else 0
         self.policy = policy or (recorded.policy if recorded is not None else None) or FULL_ACCESS
-        self.exact = recorded is not None and network is None and policy in (None, recorded.policy)
+        self.exact = recorded is not None and network is None and batches is None and policy in (None, recorded.policy)
         """Answers are compared byte for byte."""
         self._batches = batches
         self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()
@@ -225,10 +227,10 @@ class Replay:
     def _together(self, seen: Seen, following: Seen, count: int) -> bool:
         """Whether two frames were one batch: they have the same time and direction, on the same interface."""
         one, other = seen.captured, following.captured
-        if self._batches is not None and seen.from_guest and count >= self._batches:
-            return False
+        if self._batches is not None:
+            return seen.from_guest and following.from_guest and count < self._batches
         if not self.own:
-            return self._batches is not None and seen.from_guest and following.from_guest and one.time == other.time
+            return False
         return seen.from_guest == following.from_guest and one.time == other.time and one.interface == other.interface
 
     def _play(self, group: list[Seen]) -> Iterator[Record]:

@@ -298,8 +298,10 @@ class VirtualNetwork:
                 if perform is not None:
                     perform(effect, now)
         sent = stack.take_frames(now)
-        if self._capture is not None and sent:
-            self._capture.write(0, sent, OUTBOUND)
+        if self._capture is not None:
+            self._capture.release()
+            if sent:
+                self._capture.write(0, sent, OUTBOUND)
         for frame in sent:
             self.frames.append((now, False, frame))
             for each in self._passes(frame, from_guest=False):
