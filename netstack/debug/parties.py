@@ -7,6 +7,7 @@ order: what the caller says, DHCP, the direction flags of pcapng, who looks for 
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from netstack.engine.settings import LinkTraits, NetworkSettings
 from netstack.wire import arp, dhcp, ethernet, tcp
 
 DEFAULT_PREFIX: Final = 24
+_MAC = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 QUEUE_FRAMES: Final = 65_535
 """A replayed guest waits for nobody: the window we offer is the largest there is."""
 RAW_GUEST_MAC: Final = bytes.fromhex("020000000002")
@@ -46,13 +48,12 @@ class Parties:
 
 def parse_guest(text: str) -> bytes:
     """`--guest`: an IPv4 address (4 bytes) or a MAC (6 bytes). Raises ValueError."""
+    if _MAC.fullmatch(text):
+        return bytes.fromhex(text.replace(":", "").replace("-", ""))
     try:
         return ipaddress.IPv4Address(text).packed
     except ValueError:
-        mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
-        if len(mac) != 6:
-            raise ValueError(text) from None
-        return mac
+        raise ValueError(f"{text!r} is neither an IPv4 address nor a MAC address") from None
 
 
 def from_packet(frame: CapturedFrame, guest_ip: bytes) -> bytes:

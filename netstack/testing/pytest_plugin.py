@@ -63,6 +63,9 @@ class CaptureFile(pytest.File):
 class CaptureItem(pytest.Item):
     """Replays the capture and compares the lines with its trace."""
 
+    obj = None
+    """There is no function behind it; pytest-trio looks whether it is asynchronous."""
+
     def runtest(self) -> None:
         """Raises TraceDiffers."""
         from netstack.testing.replayed import replay_capture

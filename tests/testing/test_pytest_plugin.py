@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    """Without the other plugins that are installed here, which take seconds to come up."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "netstack.testing.pytest_plugin", *arguments]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout
 
 
@@ -44,6 +47,11 @@ def test_captures_are_tests_by_being_there(project: Path):
     (project / "captures" / "question.yaml").write_text("policy: {allow_net: [pypi.org]}\n")
     assert run(project, "--update-traces")[0] == 0
     assert "refused at dns: name-not-allowed" in trace.read_text()
+
+
+def test_pytest_finds_the_plugin_where_netstack_is_installed(pytestconfig: pytest.Config):
+    assert pytestconfig.pluginmanager.get_plugin("netstack") is not None
+    assert pytestconfig.getini("netstack_captures") == ["fixtures/pcaps"]
 
 
 def test_the_plugin_imports_nothing_before_it_is_used():
