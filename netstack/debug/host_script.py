@@ -193,6 +193,28 @@ class HostScript:
         elif packet.kind == "icmp":
             self._hear_icmp(packet, now)
 
+    def had_said(self, time: int, now: float, *, besides: set[bytes]) -> bool:
+        """What goes out in the very flush in which a batch of the guest's was received (at `time` of the file) was
+        there before: the host's sockets are read in flushes of their own. Returns whether there is anything of it.
+
+        `besides`: flows that were refused then; what goes out on them is a farewell of the engine's own.
+        """
+        ends: dict[bytes, tuple[TcpFlow, Conversation, int]] = {}
+        for packet in self._ahead.answers_at(time):
+            key = packet.reversed_key
+            conversation, flow = self._conversations.get(key), self._stack.tcp.table.get(key)
+            if conversation is None or flow is None or not flow.upstream or flow.session is not None or key in besides:
+                continue
+            before = conversation.given
+            conversation.hear(packet)
+            if conversation.given > before or packet.flags & tcp.FIN:
+                ends[key] = flow, conversation, packet.flags
+        for key, (flow, conversation, flags) in ends.items():
+            if not flags & tcp.PSH:
+                self._read_on(conversation, key)
+            self._say(flow, conversation, now)
+        return bool(ends)
+
     def expire(self, now: float) -> None:
         """Let go of fragments whose time is over."""
         if self._fragments.next_deadline() <= now:

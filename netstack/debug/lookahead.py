@@ -98,6 +98,14 @@ class Lookahead:
                 if not waiting:
                     del index[key]
 
+    def answers_at(self, time: int) -> Iterator[packets.Packet]:
+        """What the host side says at the moment of the frame that was yielded last: TCP alone."""
+        for seen in self._held:
+            if seen.from_guest or seen.captured.time != time:
+                return
+            if seen.packet.kind == "tcp":
+                yield seen.packet
+
     def peek(self) -> Seen | None:
         """The frame that comes next."""
         return self._held[0] if self._held else None

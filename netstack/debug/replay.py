@@ -24,6 +24,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -52,7 +53,8 @@ PROGRESS: Final = 1024
 LATE: Final = 0.1
 """Seconds by which a live driver's timer may have been late: a deadline that near waits for the recorded frame."""
 TICK: Final = 0.004
-"""Seconds around a recorded frame in which a timer may have been what sent it."""
+"""Seconds within which a recorded frame behind a batch of the guest's may be what that led to."""
+NANOSECONDS: Final = 5e-9
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -157,6 +159,7 @@ class Replay:
         self._events: list[Event] = []
         self._answers: list[bytes] = []
         self._now = 0.0
+        self._due = inf
         self._start: float | None = None
 
     @classmethod
@@ -243,6 +246,11 @@ class Replay:
         if self.exact and not last.from_guest:
             when = self._exact_time(group, when)
         yield from self._let_time_pass(when)
+        if last.from_guest and self.exact:
+            before = max(self._now, when - NANOSECONDS)
+            refused = {seen.packet.key for seen in group if " refused at " in seen.captured.comment}
+            if self._script.had_said(last.captured.time, before, besides=refused):
+                self._flush(before)
         if last.from_guest:
             self._now = max(self._now, when)
             skipped = [self._from_guest(seen) for seen in group]
@@ -332,16 +340,8 @@ class Replay:
             if self.exact and seen.captured.comment:
                 self._script.comment(seen.packet, seen.captured.comment, from_guest=False, now=now)
             self._script.hear(seen.frame, seen.packet, now, last=last.get(seen.packet.key, seen) is seen)
-        self.stack.advance(now)
         self._flush(now)
-        if self._comparison.matched() or not self.exact:
-            return
-        # A timer that is due in a moment by our reckoning was due already by the recorded one.
-        deadline = self.stack.next_deadline()
-        if deadline <= now + TICK:
-            self.stack.advance(deadline)
-            self._flush(now)
-            self._comparison.matched()
+        self._comparison.matched()
 
     def _exact_time(self, group: list[Seen], when: float) -> float:
         """When the engine made these frames: a time stamp of TCP says it to the millisecond (own captures only)."""
@@ -388,11 +388,15 @@ class Replay:
 
     def _flush(self, now: float) -> None:
         """Carry out what the engine asks, and take what it sends; then acknowledge what the guest has had already."""
+        # As a driver does it: by what was due when it last looked. The file's times are cut to the nanosecond.
+        if (self._due if self.exact else self.stack.next_deadline()) <= now + NANOSECONDS:
+            self.stack.advance(now)
         self._carry_out(now)
         while owed := self._connections.pay():
             for frame in owed:
                 self.stack.receive_frame(frame, now)
             self._carry_out(now)
+        self._due = self.stack.next_deadline()
 
     def _carry_out(self, now: float) -> None:
         self._now = max(self._now, now)
