@@ -79,6 +79,8 @@ _PLACES: Final = {
     "fds": "fd",
     "taps": "tap",
     "netns": "netns",
+    "pid_file": "pid-file",
+    "notification": "notification",
     "dns_upstreams": "dns-upstream",
     "events": "events",
     "log_level": "log-level",

@@ -84,9 +84,9 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "interfaces.vpnkit": ("interfaces: {vpnkit: unix:///k}", lambda c: c.links, (link("vpnkit", "/k"),)),
     "interfaces.stdio": ("interfaces: {stdio: anything}", lambda c: c.links, (StdioLink(),)),
     "forwards": (
-        "forwards: [{socket: /s, dest: /d, user: core, identity: /k}]",
+        "forwards: [{socket: /s, dest: /d, user: core, identity: /dev/null}]",
         lambda c: c.ssh_forwards,
-        (SshForward(Path("/s"), "/d", "core", Path("/k")),),
+        (SshForward(Path("/s"), "/d", "core", Path("/dev/null")),),
     ),
     "stack.debug": ("stack: {debug: yes}", lambda c: c.log_level, "debug"),
     "stack.capture-file": ("stack: {capture-file: c.pcapng}", lambda c: c.capture, Path("c.pcapng")),
@@ -278,6 +278,7 @@ MISTAKES = {
     ),
     "no number": ("stack: {mtu: big}", "stack.mtu 'big': expected a whole number"),
     "number as text": ("stack: {mtu: '1500'}", "stack.mtu '1500': expected a whole number"),
+    "no as number": ("stack: {mtu: false}", "stack.mtu False: expected a whole number"),
     "truth as number": ("stack: {mtu: true}", "stack.mtu True: expected a whole number"),
     "out of range": ("stack: {mtu: 100}", "stack.mtu 100: expected a number of bytes from 576 to 65521"),
     "no truth": ("stack: {debug: 2}", "stack.debug 2: expected true or false, on or off"),
@@ -309,6 +310,10 @@ MISTAKES = {
     "above": ("shaping: {tx_kbps: 0}", "shaping.tx_kbps 0: expected a number above 0"),
     "options of no capture": ("capture: {snaplen: 96}", "capture.file 'none': expected a file"),
     "an impairment": ("impair: dir=to-guest dealy 50ms", "dealy"),
+    "an identity that is not there": (
+        "forwards: [{socket: /s, dest: /d, user: core, identity: /none/key}]",
+        "forwards '/none/key': expected a readable file with the private key of the identity",
+    ),
     "half a forward": (
         "forwards: [{socket: /s, dest: /d}]",
         "forwards[0].user: missing|forwards[0].identity: missing",
@@ -420,6 +425,20 @@ def test_run_reads_links_from_the_file_and_options_stand_above(tmp_path: Path, m
     assert config.keep_source
     assert (config.log_level, config.log_format, config.log_file) == ("debug", "json", Path("l"))
     assert (config.pid_file, config.notification) == (Path("p"), Path("/n"))
+
+
+def test_a_guest_of_our_own_has_its_link_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from netstack.gateway import guest_command
+
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(guest_command, "run_guest", lambda config, _command: seen.append(config) or 0)
+    file = tmp_path / "c.yaml"
+    file.write_text("{interfaces: {qemu: unix:///q}, pid-file: p, stack: {mtu: 9000}}")
+    with pytest.raises(SystemExit):
+        cli.main(["guest", "--config", str(file), "true"])
+    [config] = seen
+    assert (config.links, config.pid_file, config.network.link.mtu) == ((), None, 9000)
+    assert [note.split(": ")[1] for note in config.notes] == ["interfaces.qemu", "pid-file"]
 
 
 def test_the_api_alone_is_a_way_for_guests_and_nothing_is_none():

@@ -1,23 +1,20 @@
 """Conformance class K: what programs of this kind were broken with before (libslirp, passt, vpnkit, gVisor).
 
-One test a row, on the whole engine, with the three oracles of the other classes. The parts have tests of their own for
-every case: tests/engine/test_fragments.py (K2), tests/wire/test_hostile_bytes.py (K3), tests/engine/test_dhcp_server.py
-(K4), test_tcp_*.py (K5, K6, K8, K9), tests/gateway/test_resolver.py (K7), tests/guest_iface (K10, K11).
+One test a row, on the whole engine, with the three oracles of the other classes; K10, K11 and the descriptors of K6 are
+in test_k_links.py. The parts have tests of their own for every case: tests/engine/test_fragments.py (K2),
+tests/wire/test_hostile_bytes.py (K3), tests/engine/test_dhcp_server.py (K4), test_tcp_*.py (K5, K6, K8, K9),
+tests/gateway/test_resolver.py (K7), tests/guest_iface (K10, K11).
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import struct
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import dns.message
 import dns.rcode
 import pytest
-import trio
 from engine.wire_guest import (
     BROADCAST_MAC,
     GATEWAY,
@@ -31,25 +28,20 @@ from engine.wire_guest import (
     ip,
     network,
     payload_of,
-    ping,
     sent_bytes,
     udp,
 )
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.l2 import ARP, Ether
+from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from guest_iface.vnet_header import BAD_HEADER, GSO_TCPV4, NEEDS_CSUM, VnetHeader, finish
-from netstack.config import FdLink, ListenLink, RunConfig, UnixEndpoint, network_settings
 from netstack.engine.effects import AbortStream, CloseStream, OpenDatagrams, OpenStream, ResolveUpstream, SendDatagram
 from netstack.engine.events import DnsEvent, FlowClosed, FlowOpened, FrameDropped, LeaseEvent
 from netstack.engine.stack import Stack
 from netstack.gateway.driver import keyed_sequence_numbers
-from netstack.gateway.run_command import Gateway, open_attachments
 from netstack.network_spec import NetworkSpec
 
-from . import live
 from .policy_wire import PolicyWire
 
 Guest = Callable[..., PolicyWire]
@@ -271,7 +263,7 @@ def test_k5_urgent_pointers(guest: Guest, urgent: int) -> None:
     assert len(wire.told(FlowOpened)) == 1
 
 
-# -- K6: states that never end, and descriptors ----------------------------------------------------------------------
+# -- K6: states that never end ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["FIN-WAIT-2", "LAST-ACK", "SYN-RECEIVED", "TIME-WAIT"])
@@ -307,39 +299,6 @@ def test_k6_a_guest_that_vanishes_leaves_no_flow(guest: Guest, end: str) -> None
     assert len([each for each in wire.asked() if isinstance(each, AbortStream | CloseStream)]) == (end != "FIN-WAIT-2")
     assert len(wire.told(FlowClosed)) == 1
     assert wire.rests()
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - links that are gone while they are looked at are not asked
-
-
-async def test_k6_no_descriptor_is_left_of_many_flows() -> None:
-    """Connections that end in every way, dials that fail, datagrams, pings: as many descriptors as before."""
-    with live.listener() as (server, port), socket.create_server(("127.0.0.1", 0)) as gone:
-        closed_port = gone.getsockname()[1]
-        gone.close()
-        async with live.running() as gateway:
-            guest = await gateway.attach()
-            host = "192.168.127.254"
-            await guest.send(ARP(op="who-has", hwsrc=GUEST_MAC, psrc=GUEST, pdst=GATEWAY), to=BROADCAST_MAC)
-            before = open_descriptors()
-            for number in range(50):
-                await guest.syn(host, port if number % 2 else closed_port, 20_000 + number)
-            await gateway.wait_for(FlowClosed, 25)
-            await gateway.settle_until(lambda: live.accepted(server) or len(gateway.driver.sockets) == 0)
-            for number in range(50):
-                await guest.send(udp(host, closed_port, b"x", 30_000 + number))
-            await guest.send(ping(host))
-            assert open_descriptors() > before
-            for number in range(1, 50, 2):
-                await guest.send(
-                    IP(src=GUEST, dst=host) / TCP(sport=20_000 + number, dport=port, flags="R", seq=2, ack=0)
-                )
-            gateway.driver.stack.guest_left(bytes.fromhex(GUEST_MAC.replace(":", "")), trio.current_time())
-            gateway.driver.flush()
-            await gateway.settle_until(lambda: len(gateway.driver.sockets) == 0)
-            live.accepted(server)
-            assert open_descriptors() == before
 
 
 # -- K7: DNS ---------------------------------------------------------------------------------------------------------
@@ -510,112 +469,3 @@ def test_k9_initial_sequence_numbers_cannot_be_computed() -> None:
     assert min(len(set(numbers)), len(steps)) > 990
     assert sum(one(key, 5.0) == other(key, 5.0) for key in keys) < 3
     assert (one(keys[0], 6.0) - numbers[0]) % 2**32 == 250_000, "the same flow again: later numbers, never earlier ones"
-
-
-# -- K10: framing ----------------------------------------------------------------------------------------------------
-
-_ARP = bytes(Ether(src=GUEST_MAC, dst=BROADCAST_MAC) / ARP(op="who-has", hwsrc=GUEST_MAC, psrc=GUEST, pdst=GATEWAY))
-LIES = {
-    "length 0": struct.pack(">I", 0),
-    "length 13": struct.pack(">I", 13) + bytes(13),
-    "length 65,551": struct.pack(">I", 65_551) + bytes(65_551),
-    "length 2^32-1": struct.pack(">I", 2**32 - 1),
-    "end inside a length": b"\0\0",
-    "end inside a frame": struct.pack(">I", 60) + bytes(59),
-}
-
-
-async def answer_of(stream: trio.SocketStream) -> bytes:
-    """The next frame from a stream link."""
-    data = b""
-    with trio.fail_after(live.LIMIT):
-        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
-            more = await stream.receive_some(65_536)
-            assert more, "the link was closed"
-            data += more
-    return data[4:]
-
-
-@pytest.mark.parametrize("what", LIES)
-async def test_k10_f15_streams_that_lie(tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The link ends with a word about why; another guest is served all the while, and the next one after it."""
-    path = tmp_path / "net.sock"
-    config = RunConfig(
-        network=network_settings(), links=(ListenLink("qemu", UnixEndpoint(str(path))),), dns_upstreams=("127.0.0.1:9",)
-    )
-    gateway = Gateway(config, open_attachments(config.links, 1500))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(gateway.run)
-        async with await trio.open_unix_socket(str(path)) as honest, await trio.open_unix_socket(str(path)) as liar:
-            await honest.send_all(struct.pack(">I", len(_ARP)) + _ARP)
-            assert Ether(await answer_of(honest))[ARP].psrc == GATEWAY
-            await liar.send_all(LIES[what])
-            await liar.send_eof()
-            with trio.fail_after(live.LIMIT):
-                while await liar.receive_some(65_536):
-                    pass  # what was broadcast meanwhile
-            for byte in struct.pack(">I", len(_ARP)) + _ARP:
-                await honest.send_all(bytes([byte]))
-            assert Ether(await answer_of(honest))[ARP].psrc == GATEWAY
-        nursery.start_soon(_stop, gateway)
-    assert any("bytes" in record.getMessage() or "inside" in record.getMessage() for record in caplog.records)
-
-
-async def _stop(gateway: Gateway) -> None:
-    gateway.stop()
-
-
-async def test_k10_datagrams_that_are_no_frames() -> None:
-    """Of 0, 1, 5 and 13 bytes, and one beyond the largest: counted, and the link goes on (gvproxy hangs or dies)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    config = RunConfig(network=network_settings(), links=(FdLink(ours.detach()),), dns_upstreams=("127.0.0.1:9",))
-    attachments = open_attachments(config.links, 1500)
-    gateway = Gateway(config, attachments)
-    with theirs:
-        theirs.setblocking(False)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(gateway.run)
-            for size in (0, 1, 5, 13, 65_563):
-                theirs.send(bytes(size))
-            theirs.send(_ARP)
-            with trio.fail_after(live.LIMIT):
-                await trio.lowlevel.wait_readable(theirs)
-            assert Ether(theirs.recv(65_536))[ARP].psrc == GATEWAY
-            assert attachments.links[0].counters.drops == {"frame too short": 4, "frame too long": 1}
-            gateway.stop()
-
-
-# -- K11: segmentation headers ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "lie",
-    [
-        {"segment_size": 0},
-        {"segment_size": 1},
-        {"header_length": 0xFFFF},
-        {"header_length": 0},
-        {"checksum_start": 0xFFFF},
-        {"checksum_start": 0},
-        {"checksum_offset": 0xFFFF},
-        {"gso_type": 0x7F},
-        {"gso_type": 4},
-        {"flags": 0},
-    ],
-    ids=str,
-)
-def test_k11_segmentation_headers_that_lie(lie: dict[str, int]) -> None:
-    """Refused, or cut as if they had said the truth: the lengths believed are those of the packet itself."""
-    whole = bytes(
-        Ether(src=GUEST_MAC, dst="02:00:00:00:00:99")
-        / IP(src=GUEST, dst="192.168.127.9")
-        / TCP(sport=1, dport=2)
-        / Raw(bytes(range(250)) * 12)
-    )
-    header = VnetHeader(NEEDS_CSUM, GSO_TCPV4, 54, 1460, 34, 16)
-    honest = finish(header, whole)
-    assert isinstance(honest, list)
-    assert len(honest) == 3
-    made = finish(header._replace(**lie), whole)
-    assert made in (BAD_HEADER, honest)
-    assert (made == BAD_HEADER) == (lie.keys().isdisjoint({"header_length", "checksum_offset"}))

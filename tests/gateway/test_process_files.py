@@ -64,7 +64,9 @@ def test_another_processs_file_is_left_alone(tmp_path: Path):
 
 def test_a_pid_file_that_cannot_be_written_is_a_failure(tmp_path: Path):
     with (
-        pytest.raises(RunFailed, match=f"pid file {tmp_path}/none/pid: No such file or directory"),
+        pytest.raises(
+            RunFailed, match=f"failed to create pidfile: open {tmp_path}/none/pid: No such file or directory"
+        ),
         pid_file(tmp_path / "none" / "pid"),
     ):
         pass

@@ -168,6 +168,36 @@ async def test_h3_streams_and_their_ends(guest: Namespace, tmp_path: Path) -> No
         nursery.cancel_scope.cancel()
 
 
+async def test_h4_a_client_that_does_not_read_stops_the_guest(guest: Namespace) -> None:
+    """What is on its way meanwhile is bounded, and nothing is lost."""
+    size = 64 * len(BULK)
+    sent = 0
+
+    async def pour(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        while sent < size:
+            sent += await stream.socket.send(BULK)
+        await stream.send_eof()
+        await read_all(stream)
+
+    async with called(guest) as net, trio.open_nursery() as nursery:
+        listener = net.listener()
+        nursery.start_soon(trio.serve_listeners, pour, [listener])
+        async with await trio.open_tcp_stream(
+            "127.0.0.1", await net.exposed(listener.socket.getsockname()[1])
+        ) as client:
+            before = -1
+            while not sent or sent > before:
+                before = sent
+                await trio.testing.wait_all_tasks_blocked(0.1)
+            assert sent < size / 4
+            received = 0
+            while piece := await client.receive_some(1 << 20):
+                received += len(piece)
+            assert received == sent >= size
+        nursery.cancel_scope.cancel()
+
+
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from netstack.config import RunConfig
-from netstack.gateway.api.endpoints import ApiListener, Endpoint
+from netstack.config import Endpoint, RunConfig
+from netstack.gateway.api.endpoints import ApiListener
 from netstack.gateway.api.raw_paths import RawPaths
 from netstack.gateway.api.request_head import BadRequest
 from netstack.gateway.api.streams import TIMEOUT, RequestStream
-from netstack.setting_values import parse_endpoint
+from netstack.setting_values import STREAM_SCHEMES, parse_endpoint
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,8 +32,6 @@ FULL: Final = frozenset(("/connect", "/tunnel"))
 """What a `listen` endpoint has besides requests."""
 SERVICES: Final = frozenset(("/tunnel",))
 """The same of a `services` endpoint: nobody gets a network card there."""
-
-_SCHEMES: Final = ("unix", "tcp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +49,8 @@ class ApiOptions:
     def of(cls, config: RunConfig) -> ApiOptions:
         """What a configuration says. Raises ConfigError for an endpoint that is none."""
         return cls(
-            listen=tuple(parse_endpoint(url, "listen", _SCHEMES) for url in config.api_listen),
-            services=parse_endpoint(config.services, "services", _SCHEMES) if config.services else None,
+            listen=tuple(parse_endpoint(url, "listen", STREAM_SCHEMES) for url in config.api_listen),
+            services=parse_endpoint(config.services, "services", STREAM_SCHEMES) if config.services else None,
             token=config.api_token or "",
         )
 
@@ -158,7 +156,9 @@ class Api:
         config.errorlog = log
         try:
             stream: Any = requests  # what of a stream Hypercorn uses
-            await TCPServer(app, config, WorkerContext(None), {}, stream).run()
+            context = WorkerContext(None)
+            requests.at_end(context.terminated.set)
+            await TCPServer(app, config, context, {}, stream).run()
         except* Exception as errors:
             # What goes wrong with one client is that client's, and never the network's.
             log.warning("API: a connection has failed", exc_info=errors)
@@ -194,12 +194,12 @@ def guest_app(gateway: Gateway) -> FastAPI:
     """The application for guests: forwards to themselves, as podman asks for them from inside its machine."""
     from netstack.gateway.api import gvproxy
 
-    app = _bare_app()
+    app = _bare_app(describes_itself=False)
     app.include_router(gvproxy.guest_router(gateway))
     return app
 
 
-def _bare_app() -> FastAPI:
+def _bare_app(*, describes_itself: bool = True) -> FastAPI:
     """An application that has nothing yet, and says so as gvproxy does."""
     from fastapi import FastAPI
     from starlette.exceptions import HTTPException
@@ -212,7 +212,7 @@ def _bare_app() -> FastAPI:
     async def say(request: Request, problem: Exception) -> Response:
         if not isinstance(problem, HTTPException):
             raise problem
-        if request.url.path.startswith("/v1/"):
+        if describes_itself and request.url.path.startswith("/v1/"):
             return JSONResponse({"detail": problem.detail}, problem.status_code, problem.headers)
         return error(problem.status_code, "404 page not found" if problem.status_code == 404 else problem.detail)
 
@@ -220,7 +220,7 @@ def _bare_app() -> FastAPI:
         title="netstack",
         version=__version__,
         summary="A running gateway: its flows, names, policy, links and forwards.",
-        openapi_url="/v1/openapi.json",
+        openapi_url="/v1/openapi.json" if describes_itself else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
