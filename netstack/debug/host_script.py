@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from copy import copy
 from typing import Any, Final
 
 from netstack.debug import packets
@@ -132,9 +131,8 @@ class HostScript:
             grown = min(2 * buffer.limit, buffer.limit_max)
             # All of it, or so much that the window is the recorded one, which may have grown on the way, or nothing.
             for left in (0, buffer.limit - offered, grown - offered, conversation.untaken):
-                trial = copy(buffer)
-                trial.unsent += left - conversation.untaken
-                if 0 <= left <= conversation.untaken and trial.advertise() == packet.window:
+                unsent = buffer.unsent + left - conversation.untaken
+                if 0 <= left <= conversation.untaken and buffer.window_if(unsent) == packet.window:
                     count = conversation.untaken - left
                     break
         if count:
