@@ -154,6 +154,14 @@ class ReceiveBuffer:
         self.edge = max(self.edge, receive + (window << shift))
         return window
 
+    def window_if(self, unsent: int) -> int:
+        """What `advertise` would say if the host had left so many bytes; nothing changes. For replays."""
+        kept = self.unsent, self.limit, self.edge, self._grown_at
+        self.unsent = unsent
+        window = self.advertise()
+        self.unsent, self.limit, self.edge, self._grown_at = kept
+        return window
+
     def window_opened(self) -> bool:
         """Whether the guest should hear that there is room again, because it may be waiting for it."""
         step = min(self.limit // 2, 2 * self.mss)

@@ -47,7 +47,7 @@ class CaptureComments:
         """Remember what is decided, until a frame comes that it belongs to."""
         if isinstance(event, FlowOpened | FlowRefused):
             _put(self._flows, _flow_key(event), _flow_line(event))
-        elif isinstance(event, FlowClosed):
+        elif isinstance(event, FlowClosed) and event.reason != "refused":  # the refusal is still to be told
             self._flows.pop(_flow_key(event), None)
         elif isinstance(event, DnsEvent) and event.qtype:
             name = dns.name.from_text(event.name or ".").to_wire() or b""
