@@ -1,8 +1,8 @@
 """Frames that are held at the link until somebody lets them go: breakpoints of a debugging session.
 
-A breakpoint is a predicate on frames. What it matches, in either direction, waits in order; everything else passes. What
-waits is bounded: frames beyond are dropped and counted, as by a link whose queue is full. Without a breakpoint and
-without anybody who watches, the wrapper costs a call a batch.
+A breakpoint is a predicate on frames. What it matches, in either direction, waits in order; everything else passes.
+What waits is bounded: frames beyond are dropped and counted, as by a link whose queue is full. Without a breakpoint
+and without anybody who watches, the wrapper costs a call a batch.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def _show(
     from netstack.debug import explain_text
 
     if flow is not None and not chosen:
-        raise click.ClickException(f"no flow {flow!r}: there are {len(everything)}, which the command lists without FLOW")
+        raise click.ClickException(
+            f"no flow {flow!r}: there are {len(everything)}, which the command lists without FLOW"
+        )
     if problems:
         chosen = [report for report in chosen if not report.cause.fine]
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final
 
 from netstack.debug.capture_reader import CaptureError, CaptureReader
@@ -33,9 +33,7 @@ def frames(source: str) -> Iterator[Recorded]:
             reader = CaptureReader("/dev/stdin" if source == STDIN else source)
         for each in reader:
             comment = " ".join(each.comment.splitlines())
-            yield Recorded(
-                each.number, each.time / 1e9, each.direction, each.data, each.length, comment, each.ethernet
-            )
+            yield Recorded(each.number, each.time / 1e9, each.direction, each.data, each.length, comment, each.ethernet)
     except CaptureError as error:
         raise SourceError(str(error).replace("/dev/stdin", "standard input")) from error
 
@@ -59,7 +57,7 @@ def _stream(source: str) -> int:
 
     def pump() -> None:
         # A reader that has left, and a gateway that has ended, both end the stream: there is nobody to be told.
-        with suppress(OSError, httpx.HTTPError), client, os.fdopen(write_end, "wb", buffering=0) as pipe:
+        with suppress(OSError, httpx.HTTPError), closing(client), os.fdopen(write_end, "wb", buffering=0) as pipe:
             for chunk in response.iter_raw():
                 pipe.write(chunk)
 

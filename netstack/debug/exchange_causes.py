@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from netstack.debug.cause import Cause, count_text, seconds_text
-from netstack.debug.seen_flows import SeenFlow, DnsMessage
-from netstack.debug.seen_packets import address_text, endpoint_text
 from netstack.debug.refusal_words import question
+from netstack.debug.seen_flows import DnsMessage, SeenFlow
+from netstack.debug.seen_packets import address_text, endpoint_text
 from netstack.debug.tcp_causes import policy_refusal, unreachable_words
 from netstack.debug.tcp_timeline import CLIENT, SERVER
 from netstack.engine.verdict import ALLOW, REFUSE, Verdict
@@ -155,7 +155,9 @@ def _udp(flow: SeenFlow) -> Cause:
                 f"datagrams to {where} are too big for the way: {packet.icmp.next_hop_mtu} bytes fit",
                 "send smaller datagrams, or lower the MTU",
             )
-        return Cause("unreachable", f"{where} cannot be reached: {unreachable_words(packet.icmp)}", "check route and host")
+        return Cause(
+            "unreachable", f"{where} cannot be reached: {unreachable_words(packet.icmp)}", "check route and host"
+        )
     sent, received = flow.counts
     if not received and not _is_group(flow.server[0]):
         return Cause(
@@ -178,7 +180,9 @@ def _icmp(flow: SeenFlow) -> Cause:
     for packet in flow.errors:
         if isinstance(packet.icmp, icmp.IcmpError):
             return Cause(
-                "ping-unreachable", f"{where} cannot be pinged: {unreachable_words(packet.icmp)}", "check route and host"
+                "ping-unreachable",
+                f"{where} cannot be pinged: {unreachable_words(packet.icmp)}",
+                "check route and host",
             )
     if not received:
         return Cause(
@@ -191,7 +195,9 @@ def _icmp(flow: SeenFlow) -> Cause:
     took = _latency(flow)
     if took >= SLOW_ANSWER:
         return Cause("ping-slow", f"{where} answered after {seconds_text(took)}", "look at the way to it")
-    return Cause("fine", f"{where} answered {received:,} of {sent:,} pings, first in {seconds_text(max(took, 0))}", fine=True)
+    return Cause(
+        "fine", f"{where} answered {received:,} of {sent:,} pings, first in {seconds_text(max(took, 0))}", fine=True
+    )
 
 
 def _arp(flow: SeenFlow) -> Cause:

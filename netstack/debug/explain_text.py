@@ -23,7 +23,8 @@ def table(reports: Sequence[FlowReport]) -> Iterator[str]:
     digits = max((len(str(report.number)) for report in reports), default=1)
     for report, title in shown:
         mark = "ok" if report.cause.fine else "!!"
-        yield f"{report.number:>{digits}}  {title:<{width}}  {mark}  {printable(report.cause.says)}"
+        number = report.number if report.number > 0 else "-"
+        yield f"{number:>{digits}}  {title:<{width}}  {mark}  {printable(report.cause.says)}"
 
 
 def summary(reports: Sequence[FlowReport], packets: int, others: dict[str, int]) -> str:
@@ -38,10 +39,10 @@ def summary(reports: Sequence[FlowReport], packets: int, others: dict[str, int])
 
 def story(report: FlowReport) -> Iterator[str]:
     """One conversation in full."""
-    yield f"flow {report.number}: {printable(report.title)}"
+    yield f"flow {report.number}: {printable(report.title)}" if report.number > 0 else printable(report.title)
     began = datetime.fromtimestamp(report.begin, UTC).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", "Z")
     sizes = " and ".join(
-        f"{count_text(packets, 'packet')} ({size_text(size)}) {word}"
+        f"{count_text(packets, 'packet')} ({size_text(size)}) {word}" if packets else f"{size_text(size)} {word}"
         for packets, size, word in zip(report.packets, report.payload_bytes, ("out", "back"), strict=True)
     )
     yield f"  {began}, {seconds_text(report.end - report.begin)}; {sizes}"

@@ -11,9 +11,9 @@ from typing import Final
 
 from netstack.debug import story_steps
 from netstack.debug.cause import Cause
+from netstack.debug.exchange_causes import exchange_cause
 from netstack.debug.seen_flows import SeenFlow, SeenFlows
 from netstack.debug.seen_packets import Recorded, address_text, decode, endpoint_text
-from netstack.debug.exchange_causes import exchange_cause
 from netstack.debug.story_steps import Step
 from netstack.debug.tcp_causes import tcp_cause
 from netstack.debug.tcp_timeline import CLIENT, SERVER, SHARES, Half, median
@@ -73,8 +73,8 @@ class Analysis:
 
 
 def select(reports: Sequence[FlowReport], wanted: str) -> list[int]:
-    """The places in `reports` of the flows that `wanted` names: a number, an address, a port (`:443` where a flow has that
-    number), both, or a name. Empty when there is none.
+    """The places in `reports` of the flows that `wanted` names: a number, an address, a port (`:443` where a flow has
+    that number), both, or a name. Empty when there is none.
     """
     text = wanted.strip().lower().removeprefix("#")
     numbered = [place for place, report in enumerate(reports) if str(report.number) == text]

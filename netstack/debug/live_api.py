@@ -57,7 +57,9 @@ class LiveApi:
         try:
             response = self._client.request(method, path, json=body, params=parameters)
         except httpx.HTTPError as error:
-            raise SourceError(f"{self.source}: {str(error) or type(error).__name__}; is the gateway running?") from error
+            raise SourceError(
+                f"{self.source}: {str(error) or type(error).__name__}; is the gateway running?"
+            ) from error
         if response.is_error:
             raise SourceError(f"{self.source}: {method} {path}: {_detail(response)}")
         return response.json() if response.content else None

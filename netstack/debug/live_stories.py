@@ -157,7 +157,9 @@ def _dial_words(step: Mapping[str, Any]) -> str:
 
 def _looked_up(step: Mapping[str, Any]) -> str:
     objections = step["objections"]
-    found = [f"{each} (not to be dialled: {objections[each]})" if each in objections else each for each in step["addresses"]]
+    found = [
+        f"{each} (not to be dialled: {objections[each]})" if each in objections else each for each in step["addresses"]
+    ]
     return f"the gateway looked {step['name']} up: {', '.join(found) or 'no address'}"
 
 
@@ -179,7 +181,7 @@ _STEPS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     ),
     "looked-up": _looked_up,
     "dialling": lambda step: f"dialling {step['address']}",
-    "dial-failed": lambda step: f"dialling {_dial_words(step)} ({step['error']})",
+    "dial-failed": lambda step: f"dialling failed, {_dial_words(step)} ({step['error']})",
     "connected": lambda step: f"connected to {step['address']}",
     "opened": _judged,
     "refused": _judged,

@@ -1,5 +1,5 @@
-"""Pictures of a conversation by matplotlib (the extra `plots`): a sequence diagram, and what tcptrace draws: data, ACKs,
-window, losses and SACKs over time, with the throughput below.
+"""Pictures of a conversation by matplotlib (the extra `plots`): a sequence diagram, and what tcptrace draws: data,
+ACKs, window, losses and SACKs over time, with the throughput below.
 """
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from netstack.debug.explain_text import printable
 from netstack.debug.seen_flows import SeenFlow
 from netstack.debug.seen_packets import endpoint_text
-from netstack.debug.explain_text import printable
 from netstack.debug.sequence_diagram import arrows
 from netstack.debug.tcp_timeline import CLIENT, SERVER, Mark, Timeline
 

@@ -132,7 +132,10 @@ def _reason(verdict: Verdict, protocol: str, destination: str, port: int) -> tup
         if kind in _NEVER:
             return f"it is {what}", ""
         if verdict.step in ("tls", "http", "quic", "dial"):
-            return f"the name leads to {what}", "add its address to allow_net if that is meant; names open public places"
+            return (
+                f"the name leads to {what}",
+                "add its address to allow_net if that is meant; names open public places",
+            )
         return f"it is {what}", f"add '{_target(destination, protocol, port)}' to allow_net"
     for lead, what in (("sni-", "the SNI is not usable"), ("tls-", "the TLS hello is not usable"),
                        ("host-", "the Host is not usable"), ("http-", "the HTTP request is not usable"),

@@ -1,4 +1,4 @@
-"""Packets sorted into conversations: TCP connections, UDP exchanges, DNS questions, DHCP exchanges, pings, ARP questions.
+"""Packets sorted into flows: TCP connections, UDP exchanges, DNS questions, DHCP exchanges, pings, ARP questions.
 
 One pass, in the order of the capture. Payload is kept as far as a story needs it: the first bytes of each direction.
 """

@@ -33,8 +33,8 @@ class Recorded(NamedTuple):
     """A frame as a capture has it.
 
     `number` counts from 1. `time` in seconds since 1970. `direction` is UNKNOWN where the capture does not say.
-    `size` is the frame's length on the wire, of which `data` may hold less (snaplen). Without `ethernet` it is a bare IP
-    packet.
+    `size` is the frame's length on the wire, of which `data` may hold less (snaplen). Without `ethernet` it is a bare
+    IP packet.
     """
 
     number: int

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from netstack.debug.cause import count_text, size_text
-from netstack.debug.seen_flows import SeenFlow, DnsMessage
-from netstack.debug.seen_packets import address_text, endpoint_text
 from netstack.debug.explain_text import printable
+from netstack.debug.seen_flows import DnsMessage, SeenFlow
+from netstack.debug.seen_packets import address_text, endpoint_text
 from netstack.debug.story_steps import first_words
 from netstack.debug.tcp_timeline import CLIENT, SERVER, Mark
 from netstack.wire import dhcp, icmp, tcp

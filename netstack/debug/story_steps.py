@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from netstack.debug.cause import seconds_text, size_text
-from netstack.debug.seen_flows import SeenFlow, DnsMessage
-from netstack.debug.seen_packets import address_text, endpoint_text
 from netstack.debug.refusal_words import STEP_WORDS
+from netstack.debug.seen_flows import DnsMessage, SeenFlow
+from netstack.debug.seen_packets import address_text, endpoint_text
 from netstack.debug.tcp_causes import tls_alert, unreachable_words
 from netstack.debug.tcp_timeline import CLIENT, SERVER, Half, Timeline
 from netstack.debug.verdict_comments import FlowVerdict
@@ -56,10 +56,8 @@ def steps(flow: SeenFlow) -> list[Step]:
 
 
 def name_of(flow: SeenFlow) -> tuple[str, str]:
-    """What a conversation is for, and where that was read: the verdict's name, the first bytes', or the DNS answer's."""
-    if flow.kind == "dns":
-        return flow.name, ""
-    if flow.kind == "dhcp":
+    """What a flow is for, and where that was read: the verdict's name, the first bytes', or the DNS answer's."""
+    if flow.kind in ("dns", "dhcp"):
         return flow.name, ""
     for _, said in reversed(flow.verdicts):
         if said.name:

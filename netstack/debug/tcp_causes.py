@@ -1,4 +1,4 @@
-"""Names the cause of what a TCP conversation did: refused, unanswered, reset, stuck, slow and by whose doing, or fine.
+"""Names the cause of what a TCP connection did: refused, unanswered, reset, stuck, slow and by whose doing, or fine.
 
 The order matters: what ended a flow comes before what slowed it, and what we decided ourselves before what packets hint.
 """
@@ -9,9 +9,9 @@ from typing import Final
 
 from netstack.debug import tcp_timeline as tl
 from netstack.debug.cause import Cause, seconds_text, size_text
+from netstack.debug.refusal_words import refusal
 from netstack.debug.seen_flows import SeenFlow
 from netstack.debug.seen_packets import Packet, endpoint_text
-from netstack.debug.refusal_words import refusal
 from netstack.debug.tcp_timeline import CLIENT, SERVER, Half, Timeline, median
 from netstack.debug.verdict_comments import FlowVerdict
 from netstack.engine.verdict import REFUSE, Verdict
@@ -99,12 +99,14 @@ def _never_opened(flow: SeenFlow, timeline: Timeline) -> Cause | None:
         )
     for _, error in _icmp_errors(flow):
         if error.type == icmp.UNREACHABLE and error.code != icmp.FRAGMENTATION_NEEDED:
-            return Cause("unreachable", f"{where} cannot be reached: {unreachable_words(error)}", "check route and host")
+            return Cause(
+                "unreachable", f"{where} cannot be reached: {unreachable_words(error)}", "check route and host"
+            )
     if timeline.syn_ack_at:
         return Cause(
             "handshake-not-completed",
-            f"the server answered the SYN ({timeline.syn_acks} times), the client never acknowledged: its answers do not"
-            " arrive, or it is a port scan",
+            f"the server answered the SYN ({timeline.syn_acks} times), the client never acknowledged: "
+            "its answers do not arrive, or it is a port scan",
             "look for what drops the answers on their way to the client",
         )
     waited = seconds_text(flow.end - flow.begin)
@@ -161,7 +163,8 @@ def _stuck(flow: SeenFlow, timeline: Timeline) -> Cause | None:
             mtu = f" (ICMP says {needed[0].next_hop_mtu} bytes fit)" if needed else ""
             return Cause(
                 "mtu-black-hole",
-                f"segments of {length} bytes from {who} never arrive, shorter ones do: an MTU on the way is smaller{mtu}",
+                f"segments of {length} bytes from {who} never arrive, shorter ones do: "
+                f"an MTU on the way is smaller{mtu}",
                 "lower the MTU (--mtu), clamp the MSS, or let ICMP 'fragmentation needed' through",
             )
         if half.shut and (half.probes or half.outstanding or half.keepalives) and not timeline.closed:
@@ -207,7 +210,9 @@ def _reset(flow: SeenFlow, timeline: Timeline) -> Cause | None:
         return Cause(
             f"reset-by-{'client' if side == CLIENT else 'server'}",
             f"{who} reset the connection {seconds_text(own.reset_at - flow.begin)} in, before a byte was said",
-            f"look at {who}'s application" if side == CLIENT else "look at the server's log, and at what limits connections",
+            f"look at {who}'s application"
+            if side == CLIENT
+            else "look at the server's log, and at what limits connections",
         )
     after_fin = " after its end of stream" if own.fin_at else ""
     return Cause(
@@ -284,8 +289,8 @@ def _receiver_limited(half: Half, receiver: str, took: str, percent: str) -> Cau
         return None
     return Cause(
         "small-window",
-        f"{receiver}'s window of {size_text(half.most_window)} was full {percent} of the time ({took}): at a round trip of "
-        f"{seconds_text(rtt)} no more than {size_text(half.most_window / rtt)}/s fit through it",
+        f"{receiver}'s window of {size_text(half.most_window)} was full {percent} of the time ({took}): "
+        f"at a round trip of {seconds_text(rtt)} no more than {size_text(half.most_window / rtt)}/s fit through it",
         f"raise the receive buffer of {receiver}",
     )
 

@@ -312,6 +312,8 @@ class Timeline:
         self.syn_at = self.syn_ack_at = self.established_at = 0.0
         self.established_by = 0
         """The number of the packet that completed the handshake."""
+        self.closed_by = 0
+        """Of the packet with which it was over."""
         self.syns = 0
         self.syn_acks = 0
         self.saw_syn = False
@@ -371,6 +373,7 @@ class Timeline:
             self.shares[word] += max(0.0, now - self._last_at)
         if not was_closed:
             self.end = now
+            self.closed_by = packet.number if self.closed else 0
         self._packets += 1
         self._last, self._last_at = (side, segment), now
         self._heard_at[side] = now

@@ -103,7 +103,7 @@ def _tcp_references(flags: int, flow: SeenFlow, timeline: Timeline, mark: Mark) 
         found.append(f"established, client {seconds_text(mark.time - timeline.syn_ack_at)} away")
     if mark.side == SERVER and mark.start == 1 < mark.end and not mark.note and timeline.client.first_data:
         found.append(f"first answer, after {seconds_text(mark.time - timeline.client.last_data)}")
-    if timeline.closed and mark.time == timeline.end:
+    if timeline.closed_by == mark.packet.number:
         moved = f"{size_text(timeline.client.data_bytes)} out, {size_text(timeline.server.data_bytes)} back"
         found.append(f"over after {seconds_text(mark.time - flow.begin)}: {moved}")
     return found

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 _LEAD: Final = "netstack: "
 _VERDICT: Final = r"(?P<action>allowed|refused|peek) at (?P<step>[a-z]+): (?P<reason>.+?)(?: '(?P<rule>[^']*)')?"
 _FLOW = re.compile(
-    rf"flow (?P<flow>\d+) {_VERDICT}(?:, (?P<name>[^ ;]*) by (?P<source>[a-z]+))?; (?P<end>dialled|told) (?P<what>[^;]*)"
+    rf"flow (?P<flow>\d+) {_VERDICT}(?:, (?P<name>[^ ;]*) by (?P<source>[a-z]+))?; "
+    r"(?P<end>dialled|told) (?P<what>[^;]*)"
 )
 _QUESTION = re.compile(
     rf"question (?P<name>.*?) (?P<qtype>[A-Z0-9-]+)(?: {_VERDICT})?; (?P<who>\w+) says (?P<rcode>\w+), "

@@ -531,4 +531,4 @@ def nothing_wrong() -> list[Recorded]:
     return simulated(engine_end(bytes(300_000)), GuestModel(100, REQUEST), Link(delay=0.001))
 
 
-__all__ = ["PREPARED", "Failure", "FROM_GUEST", "TO_GUEST", "TRUE_SITE"]
+__all__ = ["FROM_GUEST", "PREPARED", "TO_GUEST", "TRUE_SITE", "Failure"]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from guest_iface.breakpoints import FROM_GUEST, TO_GUEST, Breakpoint, TooManyError
 from guest_iface.frame_filter import FilterError, frame_matcher, parse_filter, uses_names
 from guest_iface.link import MAX_FRAME, MIN_FRAME
+from netstack.wire import ethernet, ipv4
 
 if TYPE_CHECKING:
     from netstack.gateway.debugging import Debugging
@@ -30,8 +31,10 @@ class Injection(BaseModel):
     """guest: as if the guest had sent them; host: they are sent to the guest."""
     link: str = ""
     """The link's name; may be left out where there is one."""
-    frames: Annotated[list[str], Field(min_length=1, max_length=MAX_FRAMES)]
+    frames: Annotated[list[str], Field(max_length=MAX_FRAMES)] = []
     """Ethernet frames, hexadecimal."""
+    packets: Annotated[list[str], Field(max_length=MAX_FRAMES)] = []
+    """IPv4 packets, hexadecimal: in frames between the gateway and the guest that has the address."""
     wait: Annotated[float, Field(ge=0, le=MAX_WAIT)] = 0.5
     """Seconds to collect what comes back: frames of the other direction on that link."""
 
@@ -93,7 +96,7 @@ def router(gateway: Gateway) -> APIRouter:
 def _add_stories(made: APIRouter, gateway: Gateway) -> None:
     @made.get("/stories")
     async def list_stories() -> dict[str, list[dict[str, object]]]:
-        """What happened to the flows that are remembered, and the DNS questions: both in the order they were heard of."""
+        """What happened to the flows that are remembered, and the DNS questions: both in the order of their news."""
         stories = _debugging(gateway).stories
         return {"flows": stories.flows(), "questions": stories.questions()}
 
@@ -111,7 +114,8 @@ def _add_injection(made: APIRouter, gateway: Gateway) -> None:
     async def inject(wanted: Injection) -> list[SeenFrame]:
         """Put frames on a link, and give back what came the other way meanwhile. At most 64 of them."""
         port, name = _port(gateway, wanted.link)
-        frames = [_frame(text) for text in wanted.frames]
+        frames = [_frame(_bytes(text)) for text in wanted.frames]
+        frames += [_frame(_framed(gateway, _bytes(text), wanted.side)) for text in wanted.packets]
         breakpoints = _debugging(gateway).breakpoints
         answers: list[SeenFrame] = []
         answered = TO_GUEST if wanted.side == "guest" else FROM_GUEST
@@ -141,14 +145,33 @@ def _port(gateway: Gateway, name: str) -> tuple[int, str]:
     if len(fitting) == 1:
         return fitting[0]
     known = ", ".join(sorted(link.name for link in links.values())) or "none"
-    raise HTTPException(404 if not fitting else 409, f"link {name!r}: expected the name of one link; there are: {known}")
+    raise HTTPException(
+        404 if not fitting else 409, f"link {name!r}: expected the name of one link; there are: {known}"
+    )
 
 
-def _frame(text: str) -> bytes:
+def _bytes(text: str) -> bytes:
     try:
-        frame = bytes.fromhex(text)
+        return bytes.fromhex(text)
     except ValueError:
         raise HTTPException(422, f"frame {text[:40]!r}: expected hexadecimal digits") from None
+
+
+def _framed(gateway: Gateway, packet: bytes, side: str) -> bytes:
+    """A packet in a frame: from the guest with its source address, or to the one with its destination."""
+    if len(packet) < ipv4.HEADER or packet[0] >> 4 != 4:
+        raise HTTPException(422, f"packet {packet.hex()[:40]!r}: expected IPv4")
+    own = gateway.driver.stack.settings.gateway_mac
+    address = packet[12:16] if side == "guest" else packet[16:20]
+    mac = gateway.driver.stack.neighbours.entries().get(address)
+    if mac is None:
+        raise HTTPException(409, f"no guest has been heard of at {ipv4.format_address(address)}: give whole frames")
+    ends = (own, mac) if side == "guest" else (mac, own)
+    return ethernet.frame(*ends, ethernet.IPV4, packet)
+
+
+def _frame(frame: bytes) -> bytes:
+    """The frame, if it is one."""
     if not MIN_FRAME <= len(frame) <= MAX_FRAME:
         raise HTTPException(422, f"a frame of {len(frame)} bytes: expected {MIN_FRAME} to {MAX_FRAME}")
     return frame
