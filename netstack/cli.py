@@ -14,6 +14,7 @@ import click
 
 from netstack import __version__, cli_debug
 from netstack.cli_config import config
+from netstack.cli_ctl import ctl
 from netstack.cli_gvproxy import gvproxy
 from netstack.cli_impair import impair
 from netstack.cli_options import (
@@ -194,6 +195,7 @@ def completion(*, shell: str) -> int:
 
 
 cli.add_command(config)
+cli.add_command(ctl)
 cli.add_command(gvproxy)
 cli.add_command(impair)
 

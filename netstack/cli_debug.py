@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from netstack.debug.flow_analysis import Analysis, FlowReport
 
 _SOURCE = "FILE|SOCKET|-"
+_TOKEN = click.option(
+    "--token-file", type=click.Path(path_type=Path), metavar="FILE", help="File with the token that the API wants."
+)
 
 
 @click.command()
@@ -27,15 +30,23 @@ _SOURCE = "FILE|SOCKET|-"
 @click.option("--problems", is_flag=True, help="Only flows with something wrong.")
 @click.option("--diagram", metavar="text|FILE", help="The flow as a sequence diagram: as text, or drawn (.svg, .png).")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw sequence numbers over time.")
+@_TOKEN
 def explain(
-    *, source: str, flow: str | None, as_json: bool, problems: bool, diagram: str | None, plot: Path | None
+    *,
+    source: str,
+    flow: str | None,
+    as_json: bool,
+    problems: bool,
+    diagram: str | None,
+    plot: Path | None,
+    token_file: Path | None,
 ) -> int:
     """Say why a flow was refused or slow, from a capture (pcap, pcapng) or from a running gateway.
 
     FLOW is a number of the list, an address, a port, ADDRESS:PORT or a name; without it all flows are listed.
     SOCKET is the API of a running gateway. The exit status is 1 if something is wrong with the flow that is asked for.
     """
-    from netstack.debug.live_api import SourceError, is_api
+    from netstack.debug.live_api import LiveApi, SourceError, is_api
 
     try:
         if is_api(source):
@@ -44,7 +55,8 @@ def explain(
             from netstack.debug.flow_analysis import select
             from netstack.debug.live_stories import live_reports
 
-            reports = live_reports(source)
+            with LiveApi(source, token_file) as api:
+                reports = live_reports(api)
             chosen = [reports[place] for place in select(reports, flow)] if flow is not None else reports
             return _show(reports, chosen, flow, as_json=as_json, problems=problems, tail="")
         return _explain_capture(source, flow, as_json=as_json, problems=problems, diagram=diagram, plot=plot)
@@ -130,7 +142,8 @@ def _draw(analysis: Analysis, chosen: list[int], flow: str | None, diagram: str 
 )
 @click.option("--absolute", is_flag=True, help="Times of the clock (UTC) instead of seconds since the first packet.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a packet.")
-def trace(*, source: str, words: tuple[str, ...], **options: Any) -> int:
+@_TOKEN
+def trace(*, source: str, words: tuple[str, ...], token_file: Path | None, **options: Any) -> int:
     """Show packets, a line each, with our verdicts and what refers to what: of a capture, live from a gateway's SOCKET,
     or from standard input (pcap or pcapng), as in: tcpdump -w - | netstack trace -
 
@@ -149,7 +162,7 @@ def trace(*, source: str, words: tuple[str, ...], **options: Any) -> int:
         as_json=options["as_json"],
     )
     try:
-        _echo(lines(frames(source), wanted))
+        _echo(lines(frames(source, token_file), wanted))
     except TraceError as error:
         raise click.UsageError(str(error)) from error
     except SourceError as error:
@@ -162,16 +175,18 @@ def trace(*, source: str, words: tuple[str, ...], **options: Any) -> int:
 @click.command()
 @click.argument("socket", metavar="SOCKET")
 @click.option("-c", "--command", metavar="CODE", help="Run this and print its value instead of a prompt.")
-def console(*, socket: str, command: str | None) -> int:
+@_TOKEN
+def console(*, socket: str, command: str | None, token_file: Path | None) -> int:
     """A Python prompt on a running network: `net.flows`, `net.leases`, `net.inject(packet)`, `net.break_on(filter)`.
 
     SOCKET is the gateway's API. IPython is used where it is installed.
     """
     from netstack.debug.console import run_console
-    from netstack.debug.live_api import SourceError
+    from netstack.debug.live_api import LiveApi, SourceError
 
     try:
-        return run_console(socket, command)
+        with LiveApi(socket, token_file) as api:
+            return run_console(api, command)
     except SourceError as error:
         raise click.ClickException(str(error)) from error
 

@@ -278,6 +278,22 @@ class Client(_Endpoint):
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
+    def read_capture(self, *, filter_text: str = "", snaplen: int | None = None) -> Iterator[bytes]:
+        """Frames from now on, as the pieces of a pcapng file, until the gateway ends."""
+        client = self._client()
+        import httpx
+
+        query = {"filter": filter_text} | ({} if snaplen is None else {"snaplen": str(snaplen)})
+        try:
+            with client.stream("GET", "/v1/capture/stream", params=query, timeout=None) as response:
+                if response.is_error:
+                    raise self._refusal(response.status_code, response.read().decode(errors="replace"))
+                yield from response.iter_raw()
+        except httpx.RemoteProtocolError:
+            return  # as in `events`
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
 
 class AsyncClient(_Endpoint):
     """The same for tasks of trio and asyncio. Use it in an `async with` block, or await `aclose`."""
@@ -431,5 +447,22 @@ class AsyncClient(_Endpoint):
                         yield event
         except httpx.RemoteProtocolError:
             return  # the gateway has ended in the middle of it
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    async def read_capture(self, *, filter_text: str = "", snaplen: int | None = None) -> AsyncIterator[bytes]:
+        """Frames from now on, as the pieces of a pcapng file, until the gateway ends."""
+        client = self._client()
+        import httpx
+
+        query = {"filter": filter_text} | ({} if snaplen is None else {"snaplen": str(snaplen)})
+        try:
+            async with client.stream("GET", "/v1/capture/stream", params=query, timeout=None) as response:
+                if response.is_error:
+                    raise self._refusal(response.status_code, (await response.aread()).decode(errors="replace"))
+                async for piece in response.aiter_raw():
+                    yield piece
+        except httpx.RemoteProtocolError:
+            return  # as in `events`
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error

@@ -6,25 +6,25 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Final
 
 from netstack.debug.capture_reader import CaptureError, CaptureReader
-from netstack.debug.live_api import SourceError, is_api, open_client
+from netstack.debug.live_api import LiveApi, SourceError, is_api
 from netstack.debug.seen_packets import Recorded
 
 STREAM_PATH: Final = "/v1/capture/stream"
 STDIN: Final = "-"
-_CONNECT_SECONDS: Final = 5.0
 
 
-def frames(source: str) -> Iterator[Recorded]:
+def frames(source: str, token_file: Path | None = None) -> Iterator[Recorded]:
     """The frames of a file, of `-` (standard input), or of a running gateway, live.
 
     Raises SourceError, also for a file that is damaged further on: what comes before that is given.
     """
     try:
         if is_api(source):
-            descriptor = _stream(source)
+            descriptor = _stream(source, token_file)
             try:
                 reader = CaptureReader(f"/dev/fd/{descriptor}")
             finally:
@@ -38,26 +38,26 @@ def frames(source: str) -> Iterator[Recorded]:
         raise SourceError(str(error).replace("/dev/stdin", "standard input")) from error
 
 
-def _stream(source: str) -> int:
+def _stream(source: str, token_file: Path | None) -> int:
     """Begin to read a gateway's live capture; the descriptor that its bytes come out of. Raises SourceError."""
-    import httpx
-
-    client = open_client(source)
+    api = LiveApi(source, token_file)
     try:
-        request = client.build_request("GET", STREAM_PATH, timeout=httpx.Timeout(_CONNECT_SECONDS, read=None))
-        response = client.send(request, stream=True)
-    except httpx.HTTPError as error:
-        client.close()
-        raise SourceError(f"{source}: {str(error) or type(error).__name__}") from error
-    if response.status_code != 200:
-        response.read()
-        client.close()
-        raise SourceError(f"{source}: {STREAM_PATH} says {response.status_code}: {response.text.strip()[:200]}")
+        response = api.stream(STREAM_PATH)
+    except SourceError:
+        api.close()
+        raise
     read_end, write_end = os.pipe()
 
     def pump() -> None:
+        import httpx
+
         # A reader that has left, and a gateway that has ended, both end the stream: there is nobody to be told.
-        with suppress(OSError, httpx.HTTPError), closing(client), os.fdopen(write_end, "wb", buffering=0) as pipe:
+        with (
+            suppress(OSError, httpx.HTTPError),
+            closing(api),
+            closing(response),
+            os.fdopen(write_end, "wb", buffering=0) as pipe,
+        ):
             for chunk in response.iter_raw():
                 pipe.write(chunk)
 

@@ -163,7 +163,7 @@ class Net:
 
     def __repr__(self) -> str:
         """Where it is."""
-        return f"<network at {self._api.source}: flows, questions, leases, neighbours, links, zones, policy, counters>"
+        return f"<network at {self._api.where}: flows, questions, leases, neighbours, links, zones, policy, counters>"
 
     @property
     def flows(self) -> Records:
@@ -176,7 +176,7 @@ class Net:
 
     def close(self, number: int) -> None:
         """Reset a flow at both ends."""
-        self._api.call("DELETE", f"/v1/flows/{number}")
+        self._api.call("DELETE", f"/v1/flows/{number}", answers=False)
 
     @property
     def questions(self) -> Records:
@@ -267,7 +267,7 @@ class Net:
             return packet
         known = [each for each in self._api.call("GET", "/v1/neighbours") if not link or each["link"] == link]
         if not known:
-            raise SourceError(f"{self._api.source}: no guest has been heard of yet: give IP({end}=...)")
+            raise SourceError(f"{self._api.where}: no guest has been heard of yet: give IP({end}=...)")
         packet = packet.copy()
         setattr(packet[layer], end, known[-1]["address"])
         return packet
@@ -292,9 +292,8 @@ def scapy_layers() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_console(source: str, command: str | None) -> int:
+def run_console(api: LiveApi, command: str | None) -> int:
     """A prompt until its end, or one command. Raises SourceError when there is no gateway."""
-    api = LiveApi(source)
     net = Net(api)
     info = api.call("GET", "/v1/info")
     names: dict[str, Any] = {"net": net}
@@ -305,7 +304,7 @@ def run_console(source: str, command: str | None) -> int:
     if command is not None:
         return _run(command, names)
     banner = _BANNER.format(
-        source=source, version=info["version"], gateway=info["gateway"], flows=api.call("GET", "/v1/flows")["open"]
+        source=api.where, version=info["version"], gateway=info["gateway"], flows=api.call("GET", "/v1/flows")["open"]
     )
     try:
         from IPython import start_ipython  # type: ignore[import-not-found,unused-ignore]  # may or may not be there

@@ -1,4 +1,4 @@
-"""A running gateway's API, as the commands here use it: over its unix socket, or over HTTP."""
+"""A running gateway's API, as the commands here use it: its client, with answers as they are in JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from netstack.client import ApiError, Client
+from netstack.client_requests import Request
+
 if TYPE_CHECKING:
     import httpx
 
-TIMEOUT: Final = 10.0
-"""Seconds for an answer. A live capture has no end, and no timeout."""
+CONNECT_SECONDS: Final = 5.0
+"""For a stream to begin. It has no end, and waits for ever once it has begun."""
+_SCHEMES: Final = ("unix://", "tcp://", "http://", "https://")
 
 
 class SourceError(Exception):
@@ -18,8 +22,8 @@ class SourceError(Exception):
 
 
 def is_api(source: str) -> bool:
-    """Whether a source is a gateway's API: `unix://PATH`, `http://HOST:PORT`, or the path of a socket."""
-    if source.startswith(("unix://", "http://")):
+    """Whether a source is a gateway's API: `unix://PATH`, `tcp://HOST:PORT`, an URL, or the path of a socket."""
+    if source.startswith(_SCHEMES):
         return True
     try:
         return stat.S_ISSOCK(Path(source).stat().st_mode)
@@ -27,50 +31,40 @@ def is_api(source: str) -> bool:
         return False
 
 
-def open_client(source: str) -> httpx.Client:
-    """An HTTP client of a gateway. It connects with the first request."""
-    import httpx
+class LiveApi(Client):
+    """Requests with JSON in and out. Raises SourceError where its parent raises ApiError."""
 
-    if source.startswith("http://"):
-        return httpx.Client(base_url=source, timeout=TIMEOUT)
-    path = source.removeprefix("unix://")
-    return httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://gateway", timeout=TIMEOUT)
+    def __init__(self, source: str, token_file: Path | None = None, *, http: httpx.Client | None = None) -> None:
+        """`source` as `is_api` takes it; `token_file` holds what the API wants to be shown. `http` takes the place of
+        a connection, for tests. Raises SourceError for a file that cannot be read.
+        """
+        token = ""
+        if token_file is not None:
+            try:
+                token = token_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SourceError(f"--token-file {token_file}: {error}") from error
+        super().__init__(source, token=token)
+        self._http = http
 
+    def call(self, method: str, path: str, body: object = None, *, answers: bool = True) -> Any:
+        """What the gateway answers, decoded; nothing for a request that has no answer."""
+        try:
+            return self._ask(Request(method, path, "dict" if answers else "", None, body))
+        except ApiError as error:
+            raise SourceError(str(error)) from error
 
-class LiveApi:
-    """Requests with JSON in and out."""
-
-    def __init__(self, source: str, client: httpx.Client | None = None) -> None:
-        """`source` as `is_api` takes it; `client` in its place for tests."""
-        self.source = source
-        self._client = client or open_client(source)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-    def call(self, method: str, path: str, body: object = None, **query: object) -> Any:
-        """The decoded answer, None for an empty one. Raises SourceError, which names the socket and what it said."""
+    def stream(self, path: str) -> httpx.Response:
+        """The beginning of an answer without an end. Whoever has it closes it, and this client."""
+        client = self._client()
         import httpx
 
-        parameters = {key: str(value) for key, value in query.items() if value not in (None, "")}
         try:
-            response = self._client.request(method, path, json=body, params=parameters)
+            request = client.build_request("GET", path, timeout=httpx.Timeout(CONNECT_SECONDS, read=None))
+            response = client.send(request, stream=True)
         except httpx.HTTPError as error:
-            raise SourceError(
-                f"{self.source}: {str(error) or type(error).__name__}; is the gateway running?"
-            ) from error
+            raise SourceError(str(self._unreachable(error))) from error
         if response.is_error:
-            raise SourceError(f"{self.source}: {method} {path}: {_detail(response)}")
-        return response.json() if response.content else None
-
-
-def _detail(response: httpx.Response) -> str:
-    """What an error's body says, in one line."""
-    try:
-        said = response.json()
-    except ValueError:
-        said = response.text
-    if isinstance(said, dict):
-        said = said.get("detail", said)
-    return f"{response.status_code} {' '.join(str(said).split())[:300]}"
+            response.read()
+            raise SourceError(str(self._refusal(response.status_code, response.text)))
+        return response

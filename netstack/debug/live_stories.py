@@ -46,10 +46,9 @@ _SLOW: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
-def live_reports(source: str, api: LiveApi | None = None) -> list[FlowReport]:
+def live_reports(api: LiveApi) -> list[FlowReport]:
     """What a gateway tells of its flows and DNS questions, as reports. Raises SourceError."""
-    asked = api or LiveApi(source)
-    told = asked.call("GET", "/v1/stories")
+    told = api.call("GET", "/v1/stories")
     made = [report_of(each) for each in told["flows"]]
     made += [question_report(each, -number) for number, each in enumerate(told["questions"], 1)]
     return sorted(made, key=lambda report: report.begin)

@@ -1,6 +1,6 @@
 """Names the cause of what a TCP connection did: refused, unanswered, reset, stuck, slow and by whose doing, or fine.
 
-The order matters: what ended a flow comes before what slowed it, and what we decided ourselves before what packets hint.
+The order matters: what ended a flow comes before what slowed it, and what we decided before what packets hint at.
 """
 
 from __future__ import annotations
