@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +38,7 @@ class LiveApi(Client):
 
     def __init__(self, source: str, token_file: Path | None = None, *, http: httpx.Client | None = None) -> None:
         """`source` as `is_api` takes it; `token_file` holds what the API wants to be shown. `http` takes the place of
-        a connection, for tests. Raises SourceError for a file that cannot be read.
+        a connection, for tests. Raises SourceError for a file that cannot be read, and for a socket that is not there.
         """
         token = ""
         if token_file is not None:
@@ -46,6 +48,9 @@ class LiveApi(Client):
                 raise SourceError(f"--token-file {token_file}: {error}") from error
         super().__init__(source, token=token)
         self._http = http
+        if self._path and not Path(self._path).exists():
+            # httpx, asked to connect there, leaves a socket open behind its exception.
+            raise SourceError(str(self._unreachable(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))))
 
     def call(self, method: str, path: str, body: object = None, *, answers: bool = True) -> Any:
         """What the gateway answers, decoded; nothing for a request that has no answer."""

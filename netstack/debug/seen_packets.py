@@ -13,7 +13,7 @@ from netstack.wire import arp, ethernet, icmp, ipv4, tcp, udp
 UNKNOWN: Final = 0
 FROM_GUEST: Final = 1
 TO_GUEST: Final = 2
-"""Directions, as a capture's flags have them (guest_iface.capture)."""
+"""Directions, as a capture's flags have them (guest_iface.pcapng)."""
 
 Endpoint = tuple[bytes, int]
 """A packed address, 4 or 16 bytes, and a port: 0 where there is none, the identifier for echo."""

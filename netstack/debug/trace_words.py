@@ -46,10 +46,10 @@ def _tcp(packet: Packet, flow: SeenFlow | None) -> Words:
     if segment is None:
         return Words("")
     mark = timeline.marks[-1] if timeline is not None and timeline.marks else None
-    start, end = (mark.start, mark.end) if mark is not None else (segment.sequence, segment.sequence + segment.length)
+    start = mark.start if mark is not None else segment.sequence
     parts = [f"[{flags_text(segment.flags)}]"]
     if segment.length or segment.flags & (tcp.SYN | tcp.FIN | tcp.RST):
-        parts.append(f"seq {start}:{end}" if segment.length else f"seq {start}")
+        parts.append(f"seq {start}:{start + segment.length}" if segment.length else f"seq {start}")
     if segment.flags & tcp.ACK:
         parts.append(f"ack {mark.acknowledged if mark is not None else segment.acknowledgement}")
     scale = 0

@@ -10,7 +10,7 @@ from engine.tcp_simulation import EngineEnd, Link, Simulation
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from guest_iface.capture import INBOUND, OUTBOUND
+from guest_iface.pcapng import INBOUND, OUTBOUND
 from netstack.debug.seen_packets import FROM_GUEST, TO_GUEST, Recorded
 from netstack.engine.tcp_limits import TcpLimits
 from netstack.gateway.capture_comments import CaptureComments
