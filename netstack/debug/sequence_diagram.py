@@ -130,7 +130,8 @@ def _run_row(flow: SeenFlow, run: list[Mark]) -> Arrow:
             _, _, said = first_words(flow)
             parts += [said] if said else []
     elif not parts:
-        parts.append(f"ACK {first.acknowledged:,}, window {segment.window:,}")
+        scale = flow.timeline.halves[first.side].scale if flow.timeline is not None else 0
+        parts.append(f"ACK {first.acknowledged:,}, window {segment.window << scale:,}")
     if first.note:
         parts.append(first.note)
     if first.sack:

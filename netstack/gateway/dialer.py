@@ -58,6 +58,8 @@ class Dialer:
         """`flush` is called after the stack was told something."""
         self._stack = stack
         self._streams = streams
+        self.watch: DialWatch | None = None
+        """Who is told of lookups and dials, if anybody is."""
         self._resolver = resolver
         self._flush = flush
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -103,9 +105,9 @@ class Dialer:
                     faults[address] = fault
                 else:
                     fit.append(self._stack.dialled(address))
-            if self._streams.watch is not None:
-                self._streams.watch.looked_up(effect.flow, effect.name, found, faults)
-            with _Race(effect.flow, effect.port, self._streams.watch) as race:
+            if self.watch is not None:
+                self.watch.looked_up(effect.flow, effect.name, found, faults)
+            with _Race(effect.flow, effect.port, self.watch) as race:
                 await race.run(fit[:MAX_ATTEMPTS])
                 if self._scopes.pop(effect.flow, None) is None:
                     return  # cancelled when this task was on its way here

@@ -97,13 +97,14 @@ class Driver:
         self.sockets = HostSockets(self.stack)
         self.inbound = Inbound(self.stack, self.sockets.streams, self.flush)
         self._perform = {**self.sockets.perform, **self.inbound.perform}
-        self.sockets.streams.watch = dial_watch
         self._resolver = resolver
         self._hooks = hooks
         if hooks is not None:
             self.stack.judge.consults = True
             self.stack.judge.loosens = hooks.may_allow
-        self._dialer: DialsNames = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
+        dialer = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
+        dialer.watch = self.sockets.streams.watch = dial_watch
+        self._dialer: DialsNames = dialer
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
         self._departed = LinkCounters()

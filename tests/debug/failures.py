@@ -54,7 +54,7 @@ def failure(flow: str, cause: str, says: str, advice: str = "") -> Callable[[Cal
     return register
 
 
-# -- what the policy refuses: the classes of conformance ----------------------------------------------------------------
+# -- what the policy refuses: the classes of conformance ---------------------------------------------------------------
 
 
 @failure("45.33.32.156:22", "refused-no-rule", "no rule allows this address", "add '45.33.32.156:22' to allow_net")

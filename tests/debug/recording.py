@@ -75,8 +75,8 @@ def simulated(
     seed: int = 1,
     drop: object = None,
 ) -> list[Recorded]:
-    """The engine's connection and a guest on an impaired link, captured at the engine's end: what the engine sends is on
-    record whether it arrives or not, what the guest sends only if it does.
+    """The engine's connection and a guest on an impaired link, captured at the engine's end: what the engine sends is
+    on record whether it arrives or not, what the guest sends only if it does.
     """
     said: list[tuple[float, int, bytes, str]] = []
     simulation = Simulation(engine, guest, link, seed)

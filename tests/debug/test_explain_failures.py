@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from netstack.debug.flow_analysis import analyse, select
@@ -29,3 +31,9 @@ def test_the_true_cause_is_named(failure: Failure) -> None:
     assert story.steps
     if story.shares:
         assert sum(story.shares.values()) == pytest.approx(1)
+
+
+def test_the_documentation_has_every_cause() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    for failure in PREPARED:
+        assert f"| {failure.name.replace('-', ' ')} | `{failure.cause}` |" in told or failure.cause == "fine"
