@@ -114,6 +114,10 @@ def _value(annotation: str, content: bytes) -> Any:
     return TypeAdapter(list[model] if annotation != name else model).validate_json(content)
 
 
+def _given(query: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in query.items() if value}
+
+
 def _event(lines: list[str]) -> dict[str, Any] | None:
     """The object in one server-sent event; None for a comment."""
     data = "".join(line.removeprefix("data:").strip() for line in lines if line.startswith("data:"))
@@ -283,9 +287,9 @@ class Client(_Endpoint):
         client = self._client()
         import httpx
 
-        query = {"filter": filter_text} | ({} if snaplen is None else {"snaplen": str(snaplen)})
+        query = {"filter": filter_text, "snaplen": "" if snaplen is None else str(snaplen)}
         try:
-            with client.stream("GET", "/v1/capture/stream", params=query, timeout=None) as response:
+            with client.stream("GET", "/v1/capture/stream", params=_given(query), timeout=None) as response:
                 if response.is_error:
                     raise self._refusal(response.status_code, response.read().decode(errors="replace"))
                 yield from response.iter_raw()
@@ -455,9 +459,9 @@ class AsyncClient(_Endpoint):
         client = self._client()
         import httpx
 
-        query = {"filter": filter_text} | ({} if snaplen is None else {"snaplen": str(snaplen)})
+        query = {"filter": filter_text, "snaplen": "" if snaplen is None else str(snaplen)}
         try:
-            async with client.stream("GET", "/v1/capture/stream", params=query, timeout=None) as response:
+            async with client.stream("GET", "/v1/capture/stream", params=_given(query), timeout=None) as response:
                 if response.is_error:
                     raise self._refusal(response.status_code, (await response.aread()).decode(errors="replace"))
                 async for piece in response.aiter_raw():

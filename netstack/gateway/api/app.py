@@ -158,7 +158,9 @@ class Api:
         config.errorlog = log
         try:
             stream: Any = requests  # what of a stream Hypercorn uses
-            await TCPServer(app, config, WorkerContext(None), {}, stream).run()
+            context = WorkerContext(None)
+            requests.at_end(context.terminated.set)
+            await TCPServer(app, config, context, {}, stream).run()
         except* Exception as errors:
             # What goes wrong with one client is that client's, and never the network's.
             log.warning("API: a connection has failed", exc_info=errors)
@@ -194,12 +196,12 @@ def guest_app(gateway: Gateway) -> FastAPI:
     """The application for guests: forwards to themselves, as podman asks for them from inside its machine."""
     from netstack.gateway.api import gvproxy
 
-    app = _bare_app()
+    app = _bare_app(describes_itself=False)
     app.include_router(gvproxy.guest_router(gateway))
     return app
 
 
-def _bare_app() -> FastAPI:
+def _bare_app(*, describes_itself: bool = True) -> FastAPI:
     """An application that has nothing yet, and says so as gvproxy does."""
     from fastapi import FastAPI
     from starlette.exceptions import HTTPException
@@ -212,7 +214,7 @@ def _bare_app() -> FastAPI:
     async def say(request: Request, problem: Exception) -> Response:
         if not isinstance(problem, HTTPException):
             raise problem
-        if request.url.path.startswith("/v1/"):
+        if describes_itself and request.url.path.startswith("/v1/"):
             return JSONResponse({"detail": problem.detail}, problem.status_code, problem.headers)
         return error(problem.status_code, "404 page not found" if problem.status_code == 404 else problem.detail)
 
@@ -220,7 +222,7 @@ def _bare_app() -> FastAPI:
         title="netstack",
         version=__version__,
         summary="A running gateway: its flows, names, policy, links and forwards.",
-        openapi_url="/v1/openapi.json",
+        openapi_url="/v1/openapi.json" if describes_itself else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

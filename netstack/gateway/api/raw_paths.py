@@ -97,8 +97,8 @@ class RawPaths:
             stream, early = requests.detach()
             try:
                 inside = await self._gateway.dial_guest(address, port, timeout=DIAL_TIMEOUT)
-            except OSError as problem:
-                log.info("/tunnel: cannot dial %s:%d: %s", address, port, problem.strerror)
+            except (OSError, ValueError) as problem:
+                log.info("/tunnel: cannot dial %s:%d: %s", address, port, problem)
                 return
             async with inside:
                 await _splice(stream, inside, early)

@@ -8,6 +8,7 @@ follows it stays in one buffer, whoever reads it in the end.
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Any, Final
 
@@ -51,6 +52,7 @@ class RequestStream:
         self._answers = False
         self._deadline = inf
         self._max_body = MAX_BODY if guest is None else MAX_GUEST_BODY
+        self._no_more: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.taken_over: RequestHead | None = None
         """The request that makes a raw connection of this one: it is no longer for Hypercorn."""
         # A socket that its peer has closed already does not say who that was.
@@ -62,6 +64,10 @@ class RequestStream:
                 self.socket = _Addresses(stream.socket.family, stream.socket.getpeername(), stream.socket.getsockname())
             except OSError:
                 return
+
+    def at_end(self, told: Callable[[], Awaitable[None]]) -> None:
+        """Have this called when no request follows."""
+        self._no_more = told
 
     # -- one request after the other ----------------------------------------------------------------------------------
 
@@ -96,6 +102,13 @@ class RequestStream:
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Bytes of the request, then of the next one; b"" at the end, or when something else takes over."""
+        data = await self._receive(max_bytes or _READ)
+        if not data:
+            # An answer that is still to come is the last; without this Hypercorn would wait for another request.
+            await self._no_more()
+        return data
+
+    async def _receive(self, max_bytes: int) -> bytes:
         if self.taken_over is not None:
             return b""
         if not self._left:
@@ -107,7 +120,7 @@ class RequestStream:
         if not self._buffer:
             with trio.move_on_at(self._deadline):
                 self._buffer += await self._stream.receive_some(_READ)
-        count = int(min(len(self._buffer), self._left, max_bytes or _READ))
+        count = int(min(len(self._buffer), self._left, max_bytes))
         piece = bytes(self._buffer[:count])
         del self._buffer[:count]
         self._left -= count
