@@ -30,6 +30,9 @@ _TOKEN = click.option(
 @click.option("--problems", is_flag=True, help="Only flows with something wrong.")
 @click.option("--diagram", metavar="text|FILE", help="The flow as a sequence diagram: as text, or drawn (.svg, .png).")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw sequence numbers over time.")
+@click.option(
+    "--allow-net", multiple=True, metavar="RULE[,RULE...]", help="Say what this list would have refused of a capture."
+)
 @_TOKEN
 def explain(
     *,
@@ -39,6 +42,7 @@ def explain(
     problems: bool,
     diagram: str | None,
     plot: Path | None,
+    allow_net: tuple[str, ...],
     token_file: Path | None,
 ) -> int:
     """Say why a flow was refused or slow, from a capture (pcap, pcapng) or from a running gateway.
@@ -50,8 +54,8 @@ def explain(
 
     try:
         if is_api(source):
-            if diagram or plot:
-                raise click.UsageError("--diagram and --plot need packets: capture some, and give the file")
+            if diagram or plot or allow_net:
+                raise click.UsageError("--diagram, --plot and --allow-net are for captures: give a file")
             from netstack.debug.flow_analysis import select
             from netstack.debug.live_stories import live_reports
 
@@ -59,27 +63,42 @@ def explain(
                 reports = live_reports(api)
             chosen = [reports[place] for place in select(reports, flow)] if flow is not None else reports
             return _show(reports, chosen, flow, as_json=as_json, problems=problems, tail="")
-        return _explain_capture(source, flow, as_json=as_json, problems=problems, diagram=diagram, plot=plot)
+        return _explain_capture(
+            source, flow, as_json=as_json, problems=problems, diagram=diagram, plot=plot, allow_net=allow_net
+        )
     except SourceError as error:
         raise click.ClickException(str(error)) from error
 
 
 def _explain_capture(
-    source: str, flow: str | None, *, as_json: bool, problems: bool, diagram: str | None, plot: Path | None
+    source: str,
+    flow: str | None,
+    *,
+    as_json: bool,
+    problems: bool,
+    diagram: str | None,
+    plot: Path | None,
+    allow_net: tuple[str, ...],
 ) -> int:
     from netstack.debug.capture_source import frames
     from netstack.debug.explain_text import summary
     from netstack.debug.flow_analysis import analyse, select
+    from netstack.policy_config import network_spec
 
+    spec = network_spec(allow_net=allow_net)  # before the file is read: a rule that is wrong is told at once
     analysis = analyse(frames(source))
     chosen = list(range(len(analysis.reports))) if flow is None else select(analysis.reports, flow)
     if diagram or plot is not None:
         _draw(analysis, chosen, flow, diagram, plot)
         if diagram == "text":
             return 0
-    reports = [analysis.reports[place] for place in chosen]
-    tail = summary(analysis.reports, analysis.packets, analysis.others)
-    return _show(analysis.reports, reports, flow, as_json=as_json, problems=problems, tail=tail)
+    reports = analysis.reports
+    if allow_net:
+        from netstack.debug.policy_opinion import judged
+
+        reports = judged(reports, spec)
+    tail = summary(reports, analysis.packets, analysis.others)
+    return _show(reports, [reports[place] for place in chosen], flow, as_json=as_json, problems=problems, tail=tail)
 
 
 def _show(

@@ -103,6 +103,8 @@ def refusal(verdict: Verdict, protocol: str, destination: str, port: int) -> Wor
     reason, where = verdict.reason, STEP_WORDS.get(verdict.step, f"at {verdict.step}")
     said, advice = _reason(verdict, protocol, destination, port)
     name = f" for {verdict.name}" if verdict.name else ""
+    if verdict.step == "dns" and verdict.name:
+        where, name = f"when {verdict.name} was asked for", ""
     return Words(f"the policy refused it {where}{name}: {said} ({reason})", advice)
 
 

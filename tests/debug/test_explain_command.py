@@ -83,6 +83,16 @@ def test_a_diagram_as_text(wrong_sni: Path) -> None:
     assert len({len(line) for line in lines[1:]}) == 1, "as wide as each other"
 
 
+def test_what_another_policy_would_have_said(wrong_sni: Path) -> None:
+    told = json.loads(run(wrong_sni, "--json", "--allow-net", OTHER_NAME).output)
+    assert [flow["cause"]["word"] for flow in told] == ["would-refuse-name-not-allowed", "would-allow"]
+    assert told[0]["cause"]["advice"] == "add 'api.example.com' to allow_net"
+    assert told[1]["verdict"] == f"would be allowed at tls: name-rule '{OTHER_NAME}'"
+    by_address = json.loads(run(wrong_sni, "2", "--json", "--allow-net", "93.184.216.0/24:443").output)
+    assert by_address["cause"]["fine"], "its address is enough"
+    assert "a wildcard needs a domain" in str(run(wrong_sni, "--allow-net", "*.com").exception)
+
+
 def test_long_runs_are_one_arrow_and_losses_are_not(lossy: Path) -> None:
     lines = run(lossy, "1", "--diagram", "text").output.splitlines()
     assert len(lines) < 400
