@@ -245,7 +245,8 @@ def _slow(flow: SeenFlow, timeline: Timeline) -> Cause:
         segments = timeline.client.segments + timeline.server.segments
         return Cause(
             "loss",
-            f"{percent} of the time ({took}) went to repairing losses: {lost} retransmissions in {segments} segments",
+            f"{percent} of the time ({took}) went to repairing losses: {lost} retransmissions in {segments} segments"
+            + (", and each slows down what is sent after it" if shares[tl.NETWORK] > shares[tl.LOSS] else ""),
             "look for a lossy link or a full queue on the way",
         )
     if worst == tl.UPSTREAM:
@@ -302,4 +303,16 @@ def _fine(flow: SeenFlow, timeline: Timeline, total: float) -> Cause:
         idle = seconds_text(timeline.shares[tl.IDLE])
         return Cause("idle", f"nothing wrong: {moved} in {took}, of which it was idle for {idle}", fine=True)
     end = "" if timeline.closed else ", still open at the end of the capture"
+    status = _http_status(flow)
+    if status >= 400:
+        what = "the server failed" if status >= 500 else "the server refused the request"
+        return Cause(
+            f"http-{status}", f"{what} (HTTP {status}); the connection is fine: {moved} in {took}", "ask the server"
+        )
     return Cause("fine", f"nothing wrong: {moved} in {took}{end}", fine=True)
+
+
+def _http_status(flow: SeenFlow) -> int:
+    """The status of the first answer, 0 where it is no HTTP/1."""
+    head = bytes(flow.heads[SERVER][:13])
+    return int(head[9:12]) if head.startswith(b"HTTP/1.") and head[9:12].isdigit() else 0

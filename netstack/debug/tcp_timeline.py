@@ -34,6 +34,8 @@ REORDER_SECONDS: Final = 0.003
 """A hole that is filled sooner was reordered, later it was lost (Wireshark's rule of thumb)."""
 CLOCK_SLACK: Final = 0.001
 """Seconds a sender may take between a window that opens and its next segment."""
+RTT_SLACK: Final = 1.1
+"""By how much a round trip may be longer than the least one seen."""
 MAX_TIMED: Final = 10_000
 """Segments that are timed."""
 MAX_PHASES: Final = 10_000
@@ -271,7 +273,7 @@ class Half:
         """
         if not self.scale_known:
             return False
-        moment = now - rtt * 1.1 - CLOCK_SLACK
+        moment = now - rtt * RTT_SLACK - CLOCK_SLACK
         while len(self._edges) > 1 and self._edges[1][0] <= moment:
             self._edges.popleft()
         return bool(self._edges) and self._edges[0][0] <= moment and self._edges[0][1] < end
@@ -370,7 +372,13 @@ class Timeline:
         if self._packets and not was_closed:
             limited = segment.length > 0 and half.waited_for_window(end, now, other.least_rtt)
             word = before.goes_to(side, segment, note, self, limited=limited)
-            self.shares[word] += max(0.0, now - self._last_at)
+            spent = max(0.0, now - self._last_at)
+            if word in (UPSTREAM, SENDER) and self._last is not None and self._last[0] != side:
+                # What it heard last had to reach it, and this to come back, before it can have kept anybody waiting.
+                travelled = min(spent, other.least_rtt * RTT_SLACK)
+                self.shares[NETWORK] += travelled
+                spent -= travelled
+            self.shares[word] += spent
         if not was_closed:
             self.end = now
             self.closed_by = packet.number if self.closed else 0

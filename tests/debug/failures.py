@@ -388,6 +388,24 @@ def mtu_black_hole() -> list[Recorded]:
     return simulated(engine_end(bytes(200_000)), GuestModel(100, REQUEST), Link(), seconds=20, drop=too_big)
 
 
+@failure("files.example", "loss", "went to repairing losses", "lossy link")
+def lossy_link_captured_where_it_ends() -> list[Recorded]:
+    """By whom the data is for: what was lost was never seen there, and the sender seems to pause."""
+    return simulated(engine_end(bytes(400_000)), GuestModel(100, REQUEST), Link(delay=0.02, loss=0.04), at_guest=True)
+
+
+@failure("files.example", "fine", "nothing wrong")
+def long_way_captured_where_it_ends() -> list[Recorded]:
+    """Nobody keeps anybody waiting: each flight takes its round trip."""
+    return simulated(engine_end(bytes(600_000)), GuestModel(100, REQUEST), Link(delay=0.1), at_guest=True)
+
+
+@failure("tcp", "http-503", "the server failed (HTTP 503)", "ask the server")
+def failing_server() -> list[Recorded]:
+    answer = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+    return simulated(engine_end(answer), GuestModel(100, REQUEST), Link())
+
+
 # -- what other hosts do, in anybody's capture -------------------------------------------------------------------------
 
 CLIENT_END, SERVER_END = "10.7.0.2", "10.7.0.9"

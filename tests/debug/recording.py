@@ -74,9 +74,10 @@ def simulated(
     seconds: float = 60.0,
     seed: int = 1,
     drop: object = None,
+    at_guest: bool = False,
 ) -> list[Recorded]:
     """The engine's connection and a guest on an impaired link, captured at the engine's end: what the engine sends is
-    on record whether it arrives or not, what the guest sends only if it does.
+    on record whether it arrives or not, what the guest sends only if it does. `at_guest`: at the guest's end.
     """
     said: list[tuple[float, int, bytes, str]] = []
     simulation = Simulation(engine, guest, link, seed)
@@ -84,18 +85,22 @@ def simulated(
     if drop is not None:
         simulation.drop = drop  # type: ignore[assignment]  # a function of the test's
 
-    def watch(side: int, frame: bytes, now: float) -> None:
-        if side == 0:
-            said.append((now, TO_GUEST, frame, ""))
+    near: GuestModel | EngineEnd = guest if at_guest else engine
+    near_side, receive = int(at_guest), near.receive
 
-    receive = engine.receive
+    def put(side: int, frame: bytes, now: float) -> None:
+        said.append((now, FROM_GUEST, _addressed(frame), "") if side else (now, TO_GUEST, frame, ""))
+
+    def watch(side: int, frame: bytes, now: float) -> None:
+        if side == near_side:
+            put(side, frame, now)
 
     def received(frame: bytes, now: float) -> None:
-        said.append((now, FROM_GUEST, _addressed(frame), ""))
+        put(1 - near_side, frame, now)
         receive(frame, now)
 
     simulation.watch = watch
-    engine.receive = received  # type: ignore[method-assign]  # seen from outside
+    near.receive = received  # type: ignore[method-assign]  # seen from outside
     simulation.run(seconds, lambda: engine.over and guest.over)
     return numbered(said)
 
