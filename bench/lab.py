@@ -22,6 +22,9 @@ from typing import IO, Final
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent
 HOST_ADDRESS: Final = "198.51.100.10"
+FORWARD: Final = "127.0.0.1:2222"
+FORWARDED_PORT: Final = 22
+"""The forward that gvproxy has unless it is told otherwise."""
 """Where the services are, the same for every peer: an address of the host namespace itself (RFC 5737 section 3)."""
 SILENT_ADDRESS: Final = "198.51.100.66"
 """Nobody is there, and nobody says so."""
@@ -218,6 +221,8 @@ class Wire:
     """Of the guest's network card, bytes."""
     offload: bool = False
     """The card segments for the guest: frames up to 64 KiB with partial checksums (libkrun's CSUM and HOST_TSO4)."""
+    forwarded: bool = False
+    """FORWARD of the host's namespace leads to FORWARDED_PORT of the guest."""
     loss: float = 0.0
     """Share of the frames lost in each direction, 0..1."""
     delay: float = 0.0
@@ -264,6 +269,7 @@ class Session:
         self.first_echo_seconds: float | None = None
         """From there until the first answer to the guest, over a new TCP connection."""
         self._started = 0.0
+        self._guest_serves = False
 
     def __enter__(self) -> Session:
         """Make both namespaces and start the services."""
@@ -393,10 +399,23 @@ class Session:
             self.guest,
         )
 
-    def load(self, command: str, *arguments: str | int | float, address: str = HOST_ADDRESS) -> dict[str, float]:
-        """Run one load generator in the guest and return what it measured. Raises BenchError when it fails."""
+    def serve_in_guest(self) -> None:
+        """Start the services in the guest, the echo at FORWARDED_PORT, unless they are there."""
+        if not self._guest_serves:
+            self._guest_serves = True
+            counter = str(self.directory / "guest-received")
+            self.spawn_guest(self.tools.path("serve"), "0.0.0.0", counter, str(FORWARDED_PORT)).expect("ready")
+
+    def load(
+        self, command: str, *arguments: str | int | float, address: str = HOST_ADDRESS, from_host: bool = False
+    ) -> dict[str, float]:
+        """Run one load generator and return what it measured. Raises BenchError when it fails.
+
+        In the guest, or in the host's namespace with `from_host`.
+        """
         seconds = float(arguments[0]) if arguments else 0.0
-        words = ["ip", "netns", "exec", self.guest, self.tools.path("load"), command, address]
+        netns = self.host if from_host else self.guest
+        words = ["ip", "netns", "exec", netns, self.tools.path("load"), command, address]
         output = run(*words, *(str(argument) for argument in arguments), seconds=seconds + LOAD_GRACE)
         result: dict[str, float] = json.loads(output)
         return result

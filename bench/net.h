@@ -40,9 +40,14 @@ static void die(const char *what) {
     exit(1);
 }
 
+/* "ADDRESS", or "ADDRESS:PORT" with another port. */
 static struct sockaddr_in address_of(const char *text, int port) {
+    const char *colon = strchr(text, ':');
+    char host[INET_ADDRSTRLEN] = {0};
+    if (colon) port = atoi(colon + 1);
+    memcpy(host, text, colon && colon - text < INET_ADDRSTRLEN ? (size_t)(colon - text) : strnlen(text, sizeof host - 1));
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    if (inet_pton(AF_INET, text, &address.sin_addr) != 1) {
+    if (inet_pton(AF_INET, host, &address.sin_addr) != 1) {
         errno = EINVAL;
         die(text);
     }

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from bench.lab import HOST_ADDRESS, ROOT, START_SECONDS, BenchError, Session, ip, run
+from bench.lab import FORWARD, FORWARDED_PORT, HOST_ADDRESS, ROOT, START_SECONDS, BenchError, Session, ip, run
 
 GUEST: Final = "192.168.127.2"
 GATEWAY: Final = "192.168.127.1"
@@ -41,6 +41,8 @@ class Peer:
     """Address of the resolver that asks the host's."""
     offload: bool = False
     """Whether it takes frames up to 64 KiB with partial checksums, as a card with segmentation offload sends them."""
+    forwards: bool = False
+    """Whether a port of the host can lead to one of the guest."""
     lossy: bool = True
     """Whether its wire can lose frames and hold them."""
     has_process: bool = True
@@ -82,6 +84,8 @@ class Netstack:
 
     def _run(self, session: Session, *options: str) -> None:
         _write_bytecode(self.checkout)
+        if session.wire.forwarded:
+            options += ("--forward", f"{FORWARD}={GUEST}:{FORWARDED_PORT}")
         # `python -m` looks into the directory it is started in before any other place.
         session.start_backend_with_ready_fd(
             sys.executable, "-m", "netstack", "run", "--mtu", str(session.mtu), "--ready-fd", "{fd}",
@@ -97,7 +101,7 @@ class Netstack:
         )
         return tuple(
             Peer(name=peer, link=link, start=start, version=self.version,
-                 zone_server=GATEWAY, forwarding_server=GATEWAY, offload=link != "TAP")
+                 zone_server=GATEWAY, forwarding_server=GATEWAY, offload=link != "TAP", forwards=True)
             for peer, link, start in starts
         )  # fmt: skip
 
@@ -126,7 +130,7 @@ def _bridge_stream(session: Session, start: Callable[[Path], None]) -> None:
 
 
 def _gvproxy(session: Session, *options: str) -> None:
-    # Port 2222 of the loopback, its default forward, is the host namespace's own and in nobody's way.
+    # Port 2222 of the loopback, its default forward, is FORWARD: the host namespace's own, and in nobody's way.
     session.start_backend(os.environ["GVPROXY"], "-mtu", str(session.mtu), *options)
     if session.bridge is not None:
         session.bridge.expect("up")
@@ -156,7 +160,7 @@ def _slirp4netns(session: Session) -> None:
 
 _PASST_OPTIONS: Final = (
     "--foreground", "--quiet", "--stderr", "--ipv4-only", "--address", PASST_GUEST, "--netmask", "24",
-    "--gateway", PASST_GATEWAY, "--dns-forward", PASST_DNS, "--tcp-ports", "none", "--udp-ports", "none",
+    "--gateway", PASST_GATEWAY, "--dns-forward", PASST_DNS, "--udp-ports", "none",
 )  # fmt: skip
 
 
@@ -164,7 +168,10 @@ def _passt(session: Session) -> None:
     path = session.directory / "link"
     bridge = session.start_bridge("qemu", str(path))
     session.configure_guest(PASST_GUEST, PASST_GATEWAY)
-    session.start_backend("passt", *_PASST_OPTIONS, "--mtu", str(session.mtu), "--socket", str(path))
+    ports = FORWARD.replace(":", "/") + f":{FORWARDED_PORT}" if session.wire.forwarded else "none"
+    session.start_backend(
+        "passt", *_PASST_OPTIONS, "--tcp-ports", ports, "--mtu", str(session.mtu), "--socket", str(path)
+    )
     bridge.expect("up")
     session.mark_ready()
 
@@ -172,8 +179,8 @@ def _passt(session: Session) -> None:
 def _pasta(session: Session) -> None:
     netns = session.tap_namespace()
     session.start_backend(
-        "pasta", *_PASST_OPTIONS, "--mtu", str(session.mtu), "--tcp-ns", "none", "--udp-ns", "none",
-        "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{netns}",
+        "pasta", *_PASST_OPTIONS, "--tcp-ports", "none", "--mtu", str(session.mtu), "--tcp-ns", "none",
+        "--udp-ns", "none", "--runas", "0", "--ns-ifname", "tap0", "--netns", f"/run/netns/{netns}",
     )  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
     while "tap0" not in run("ip", "-n", netns, "-brief", "link"):
@@ -235,13 +242,13 @@ def _kernel_version() -> str:
 
 _OTHERS: Final = (
     Peer(name="gvproxy", link="unix datagram", start=_gvproxy_unixgram, version=_gvproxy_version,
-         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True),
+         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True, forwards=True),
     Peer(name="gvproxy-qemu", link="unix stream", start=_gvproxy_stream, version=_gvproxy_version,
-         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True),
+         zone_server=GATEWAY, forwarding_server=GATEWAY, offload=True, forwards=True),
     Peer(name="slirp4netns", link="TAP", start=_slirp4netns, version=_package_version("slirp4netns"),
          forwarding_server=SLIRP_DNS),
     Peer(name="passt", link="unix stream", start=_passt, version=_package_version("passt"),
-         forwarding_server=PASST_DNS),
+         forwarding_server=PASST_DNS, forwards=True),
     Peer(name="pasta", link="TAP", start=_pasta, version=_package_version("pasta"), forwarding_server=PASST_DNS),
     Peer(name="bridge", link="the bridge, twice", start=_bridges, version=_kernel_version, has_process=False,
          offload=True),

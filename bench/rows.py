@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Final
 
 from bench.lab import (
+    FORWARD,
     HOST_ADDRESS,
     SILENT_ADDRESS,
     BenchError,
@@ -47,6 +48,7 @@ class Needs(Enum):
     ZONE_SERVER = "a resolver with names of its own"
     FORWARDING_SERVER = "a resolver that asks the host's"
     OFFLOAD = "frames beyond the MTU with partial checksums"
+    FORWARD = "a port of the host that leads to one of the guest"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Row:
 
     def wire(self, mtu: int) -> Wire:
         """The guest's network card in a run with this MTU."""
-        return Wire(mtu=self.mtu or mtu, offload=self.needs is Needs.OFFLOAD)
+        return Wire(mtu=self.mtu or mtu, offload=self.needs is Needs.OFFLOAD, forwarded=self.needs is Needs.FORWARD)
 
     def applies_to(self, peer: Peer) -> bool:
         """Whether this row can be measured on that peer."""
@@ -97,6 +99,7 @@ class Row:
             Needs.ZONE_SERVER: peer.zone_server is not None,
             Needs.FORWARDING_SERVER: peer.forwarding_server is not None,
             Needs.OFFLOAD: peer.offload,
+            Needs.FORWARD: peer.forwards,
         }[self.needs]
 
 
@@ -153,6 +156,14 @@ def rate(result: dict[str, float]) -> Sample:
 def _operations(command: str, *arguments: int) -> Callable[[Session, Peer, float], Sample]:
     def measure(session: Session, _peer: Peer, seconds: float) -> Sample:
         return rate(session.load(command, seconds, *arguments))
+
+    return measure
+
+
+def _forwarded(clients: int) -> Callable[[Session, Peer, float], Sample]:
+    def measure(session: Session, _peer: Peer, seconds: float) -> Sample:
+        session.serve_in_guest()
+        return rate(session.load("crr", seconds, clients, address=FORWARD, from_host=True))
 
     return measure
 
@@ -258,6 +269,10 @@ ROWS: Final = {
             measure=_operations("crr", 16)),
         Row(name="tcp-crr-64", title="TCP connect/request/response, 64 clients", unit="/s", details=_WITH_LONGEST,
             measure=_operations("crr", 64)),
+        Row(name="forward-crr", title="TCP connect/request/response by a port forward", unit="/s", details=_LATENCY,
+            needs=Needs.FORWARD, measure=_forwarded(1)),
+        Row(name="forward-crr-16", title="TCP connect/request/response by a port forward, 16 clients", unit="/s",
+            details=_WITH_LONGEST, needs=Needs.FORWARD, measure=_forwarded(16)),
         Row(name="udp-rr", title="UDP request/response", unit="/s", details=_LATENCY, measure=_operations("udp-rr")),
         Row(name="udp-new-flow", title="UDP, a new flow each", unit="/s", details=_LATENCY, fresh=True,
             measure=_operations("udp-new-flow", NEW_FLOWS)),

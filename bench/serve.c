@@ -1,9 +1,9 @@
-/* The services the benchmark talks to: serve ADDRESS COUNTERS
+/* The services the benchmark talks to: serve ADDRESS COUNTERS [ECHO]
  *
  *   7001      TCP and UDP: takes bytes
  *   7002/tcp  sends without end
  *   7002/udp  sends datagrams for as many seconds as the question, a double, says
- *   7003      TCP and UDP echo
+ *   7003      TCP and UDP echo, at port ECHO where that is given
  *   80/tcp    the same
  *   53/udp    DNS: one A record for each name, no records of other types
  *
@@ -134,17 +134,18 @@ static void serve_datagram_source(int fd) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3) {
-        fprintf(stderr, "usage: serve ADDRESS COUNTERS\n");
+    if (argc < 3 || argc > 4) {
+        fprintf(stderr, "usage: serve ADDRESS COUNTERS [ECHO]\n");
         return 2;
     }
     const char *text = argv[1];
+    const int echo_port = argc > 3 ? atoi(argv[3]) : ECHO_PORT;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setvbuf(stdout, NULL, _IOLBF, 0);
     setpgid(0, 0);
     counters = map_counters(argv[2]);
     const int sink = listen_on(text, SINK_PORT, SOCK_STREAM), source = listen_on(text, SOURCE_PORT, SOCK_STREAM),
-              echo = listen_on(text, ECHO_PORT, SOCK_STREAM), udp_echo = listen_on(text, ECHO_PORT, SOCK_DGRAM),
+              echo = listen_on(text, echo_port, SOCK_STREAM), udp_echo = listen_on(text, echo_port, SOCK_DGRAM),
               dns = listen_on(text, DNS_PORT, SOCK_DGRAM), web = listen_on(text, WEB_PORT, SOCK_STREAM),
               udp_sink = listen_on(text, SINK_PORT, SOCK_DGRAM), udp_source = listen_on(text, SOURCE_PORT, SOCK_DGRAM);
     for (int service = 0; service < 8; service++) {

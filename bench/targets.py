@@ -61,6 +61,7 @@ def _same_link() -> Iterator[Target]:
         for rows, least in (
             (_UP, 1.2), (_DOWN, 1.5), (_JUMBO_UP, 1.3), (_JUMBO_DOWN, 2.5), (_RATES, 1.0), (_DNS, 1.0),
             (("tcp-crr", "tcp-crr-16"), 1.2), (("tcp-crr-64",), 5.0), (("hang",), 1.0),
+            (("forward-crr", "forward-crr-16"), 1.0),
         ):  # fmt: skip
             yield Target(rows=rows, ours=ours, against=against, least=least)
         yield Target(rows=("tcp-up", "tcp-down"), key=CPU, ours=ours, against=against, least=1.0)

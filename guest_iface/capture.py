@@ -139,7 +139,7 @@ class Capture:
             return
         high, low = stamp >> 32, stamp & 0xFFFFFFFF
         pieces: list[bytes] = []
-        put, head, tail = pieces.append, pcapng.HEAD.pack, pcapng.TAIL.pack
+        put, head, tails = pieces.append, pcapng.HEAD.pack, pcapng.TAILS
         code, width = pcapng.TAIL_WORDS
         comment, snaplen = self._comment, self._snaplen
         total = 0
@@ -147,12 +147,15 @@ class Capture:
             size = len(frame)
             kept = frame if size <= snaplen else frame[:snaplen]
             padding = -len(kept) & 3
-            said = comment(frame, direction) if comment is not None else ""
-            option = pcapng.comment_option(said) if said else b""
-            length = pcapng.PACKET_OVERHEAD + len(kept) + padding + len(option)
+            length = pcapng.PACKET_OVERHEAD + len(kept) + padding
+            option = b""
+            if comment is not None and (said := comment(frame, direction)):
+                option = bytes(padding) + pcapng.comment_option(said)
+                length += len(option) - padding
+                padding = 0
             put(head(pcapng.ENHANCED_PACKET, length, interface, high, low, len(kept), size))
             put(kept)
-            put(bytes(padding) + option + tail(code, width, direction, 0, 0, length))
+            put(option + tails[padding].pack(code, width, direction, 0, 0, length))
             total += length
         counts = self.counts[interface]
         counts.received += len(frames)

@@ -23,8 +23,24 @@ on.
 RETRY_PAUSE: Final = 0.1
 """Seconds until the next try after a failed one."""
 
+
 LinkMaker = Callable[[socket.socket, str], QueuedLink]
 """Makes a link of an accepted connection and a name: `StreamLink.from_socket`, `SeqpacketLink`, `VpnkitLink`."""
+
+
+def bind_vsock(cid: int | None, port: int) -> socket.socket:
+    """A socket bound to a port of this context or, for None, of any. Raises LinkError where the kernel has no vsock."""
+    name = f"vsock://{'' if cid is None else cid}:{port}"
+    try:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except OSError as error:
+        raise LinkError(f"{name}: this host has no vsock: {error.strerror}") from error
+    try:
+        sock.bind((socket.VMADDR_CID_ANY if cid is None else cid, port))
+    except OSError as error:
+        sock.close()
+        raise LinkError(f"{name}: cannot listen there: {error.strerror}") from error
+    return sock
 
 
 class SocketListener(Listener):
@@ -66,6 +82,11 @@ class SocketListener(Listener):
         except OSError as error:
             raise LinkError(f"tcp://{host}:{port}: cannot listen there: {error.strerror}") from error
         return cls(sock, f"tcp://{host}:{sock.getsockname()[1]}", make_link)
+
+    @classmethod
+    def bind_vsock(cls, cid: int | None, port: int, make_link: LinkMaker) -> Self:
+        """Listen for virtual machines of this host, as vsock(7) has it; None is any context. Raises LinkError."""
+        return cls(bind_vsock(cid, port), f"vsock://{'' if cid is None else cid}:{port}", make_link)
 
     @property
     def port(self) -> int:

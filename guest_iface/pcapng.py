@@ -42,10 +42,10 @@ _COUNT: Final = Struct("<Q")
 
 HEAD: Final = Struct("<IIIIIII")
 """Before a frame: type, length, interface, time (high, low), captured length, original length (section 4.3)."""
-TAIL: Final = Struct("<HHIHHI")
-"""Behind a frame and its padding: epb_flags, its length, value, end of options, 0, the block's length again."""
+TAILS: Final = tuple(Struct(f"<{padding}xHHIHHI") for padding in range(4))
+"""Behind a frame, by its padding: epb_flags, its length, value, end of options, 0, the block's length again."""
 TAIL_WORDS: Final = (_PACKET_FLAGS, 4)
-PACKET_OVERHEAD: Final = HEAD.size + TAIL.size
+PACKET_OVERHEAD: Final = HEAD.size + TAILS[0].size
 
 
 def section_header(application: str) -> bytes:
@@ -71,7 +71,7 @@ def interface_statistics(interface: int, started: int, ended: int, received: int
 
 
 def comment_option(text: str) -> bytes:
-    """opt_comment, for what is between a frame and TAIL. What is longer than MAX_COMMENT is cut."""
+    """opt_comment, for what is between a frame with its padding and its tail. What is longer than MAX_COMMENT is cut."""
     return _option(_COMMENT, text[:MAX_COMMENT].encode(errors="replace"))
 
 

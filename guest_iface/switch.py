@@ -247,7 +247,8 @@ class Switch:
         if mac in self._table:
             return SPOOFED_SOURCE
         if self._keeps_apart and own.stations:
-            if now - self._table[own.last_mac].seen < TAKE_OVER:
+            last = self._table.get(own.last_mac)  # it may be forgotten while another of the port is not
+            if last is not None and now - last.seen < TAKE_OVER:
                 return SECOND_MAC
             self.forget(port)
         if own.stations >= MAX_ENTRIES_PER_PORT:

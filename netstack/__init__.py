@@ -8,7 +8,8 @@ Ethernet frames of a guest come in, ordinary host sockets go out, and the answer
 - `netstack.gateway` is the host side in trio: it moves frames and bytes, carries out effects, arms one timer.
 - `guest_iface` (a package of its own) is how a guest attaches: unix datagrams, streams, TAP devices.
 - `netstack.NetworkSpec` says what a guest may reach, `netstack.hooks` asks your own code about it.
-- `netstack.config` and `netstack.policy_config` are what all of it is told; `netstack.cli` is the command.
+- `netstack.run_settings` is what was asked for by options, a YAML file or gvproxy's flags, `netstack.config` what all
+  of it is told; `netstack.cli` is the command.
 """
 
 from __future__ import annotations

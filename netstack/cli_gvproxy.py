@@ -6,6 +6,7 @@ import sys
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from netstack.cli_options import starting
 
@@ -20,6 +21,16 @@ class _GoFlags(click.Command):
             return super().parse_args(ctx, args)
         ctx.meta["arguments"] = list(args)
         return super().parse_args(ctx, [])
+
+    def shell_complete(self, _ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Flags, with as many dashes as were written; what follows one is a file for most."""
+        if not incomplete.startswith("-"):
+            return [CompletionItem(incomplete, type="file")]
+        from netstack.gvproxy_flags import FLAGS
+
+        dashes = "--" if incomplete.startswith("--") else "-"
+        flags = [(f"{dashes}{name}", meaning) for name, (_, meaning) in FLAGS.items()]
+        return [CompletionItem(flag, help=meaning) for flag, meaning in flags if flag.startswith(incomplete)]
 
 
 @click.command(cls=_GoFlags, options_metavar="[gvproxy's flags]")

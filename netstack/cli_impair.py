@@ -60,6 +60,10 @@ def _ask(socket: str, method: str, body: dict[str, Any] | None, token_file: str 
             raise click.ClickException(f"--token-file {token_file}: {error.strerror}") from error
     path = socket.removeprefix("unix://")
     over_tcp = socket.startswith("tcp://")
+    if not over_tcp and not Path(path).is_socket():
+        raise click.ClickException(
+            f"{socket}: no API there: expected the unix socket of `--listen`, or tcp://HOST:PORT"
+        )
     transport = None if over_tcp else httpx.HTTPTransport(uds=path)
     base = f"http://{socket.removeprefix('tcp://')}" if over_tcp else "http://netstack"
     try:

@@ -34,7 +34,7 @@ LINK_OPTIONS: Final = (
         "--listen-qemu",
         "qemu",
         multiple=True,
-        metavar="unix://PATH|tcp://HOST:PORT",
+        metavar="unix://PATH|tcp://HOST:PORT|vsock://[CID]:PORT",
         help="Stream socket for QEMU -netdev stream, libkrun.",
     ),
     click.option(
@@ -48,7 +48,7 @@ LINK_OPTIONS: Final = (
         "--listen-vpnkit",
         "vpnkit",
         multiple=True,
-        metavar="unix://PATH|tcp://HOST:PORT",
+        metavar="unix://PATH|tcp://HOST:PORT|vsock://[CID]:PORT",
         help="Stream socket with vpnkit's handshake (HyperKit).",
     ),
     click.option(
@@ -224,10 +224,12 @@ SERVICE_OPTIONS: Final = (
         "--listen",
         "api_listen",
         multiple=True,
-        metavar="unix://PATH|tcp://HOST:PORT",
+        metavar="unix://PATH|tcp://HOST:PORT|vsock://[CID]:PORT",
         help="Serve the HTTP API there.",
     ),
-    click.option("--services", metavar="unix://PATH|tcp://HOST:PORT", help="The same without /connect."),
+    click.option(
+        "--services", metavar="unix://PATH|tcp://HOST:PORT|vsock://[CID]:PORT", help="The same without /connect."
+    ),
     click.option(
         "--api-token-file",
         type=click.Path(path_type=Path),
@@ -387,6 +389,9 @@ def configuration(
         notes = warnings(document)
         settings = settings.over(settings_of(document, config_file))
     settings = settings.over(RunSettings(log_level=default_log_level))
+    if not links:
+        settings, left_out = settings.without_attachments()
+        notes += [f"{key}: is for `netstack run`, and does nothing here" for key in left_out]
     read_policy = partial(
         network_spec,
         network=network,

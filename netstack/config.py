@@ -18,10 +18,13 @@ from netstack.engine.settings import LinkTraits, NetworkSettings, Zone, ZoneReco
 from netstack.network_spec import NetworkSpec
 from netstack.setting_values import (
     DEFAULT_SUBNET,
+    STREAM_SCHEMES,
     ConfigError,
+    Endpoint,
     ForwardProtocol,
     TcpEndpoint,
     UnixEndpoint,
+    VsockEndpoint,
     parse_address_pair,
     parse_device_name,
     parse_dns_upstream,
@@ -45,8 +48,10 @@ __all__ = [
     "DEFAULT_SUBNET",
     "DEFAULT_VPNKIT_MACS",
     "DEFAULT_ZONE_NAMES",
+    "STREAM_SCHEMES",
     "CaptureOptions",
     "ConfigError",
+    "Endpoint",
     "FdLink",
     "ForwardSpec",
     "LinkSpec",
@@ -59,6 +64,7 @@ __all__ = [
     "TapLink",
     "TcpEndpoint",
     "UnixEndpoint",
+    "VsockEndpoint",
     "default_zones",
     "link_specs",
     "network_settings",
@@ -91,7 +97,7 @@ class ListenLink:
     """Wait for guests at `endpoint`, speaking `protocol` (the frame format of that virtual machine monitor)."""
 
     protocol: Literal["vfkit", "qemu", "bess", "vpnkit"]
-    endpoint: UnixEndpoint | TcpEndpoint
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +252,14 @@ def key_of(setting: str, names: Mapping[str, str] = NO_NAMES) -> str:
     return names.get(setting) or _OPTION_NAMES.get(setting) or "--" + setting.replace("_", "-")
 
 
+def _written(endpoint: Endpoint) -> str:
+    if isinstance(endpoint, UnixEndpoint):
+        return str(endpoint.path)
+    if isinstance(endpoint, VsockEndpoint):
+        return f"{'' if endpoint.cid is None else endpoint.cid}:{endpoint.port}"
+    return f"{endpoint.host}:{endpoint.port}"
+
+
 def link_specs(
     *,
     vfkit: Sequence[str] = (),
@@ -263,16 +277,15 @@ def link_specs(
     for text in vfkit:
         specs.append(ListenLink("vfkit", parse_endpoint(text, key_of("vfkit", names), ["unixgram"])))
     for text in qemu:
-        specs.append(ListenLink("qemu", parse_endpoint(text, key_of("qemu", names), ["unix", "tcp"])))
+        specs.append(ListenLink("qemu", parse_endpoint(text, key_of("qemu", names), STREAM_SCHEMES)))
     for text in bess:
         specs.append(ListenLink("bess", parse_endpoint(text, key_of("bess", names), ["unixpacket"])))
     for text in vpnkit:
-        specs.append(ListenLink("vpnkit", parse_endpoint(text, key_of("vpnkit", names), ["unix", "tcp"])))
+        specs.append(ListenLink("vpnkit", parse_endpoint(text, key_of("vpnkit", names), STREAM_SCHEMES)))
     endpoints = [spec.endpoint for spec in specs if isinstance(spec, ListenLink)]
     for position, endpoint in enumerate(endpoints):
         if endpoint in endpoints[:position]:
-            where = str(endpoint.path) if isinstance(endpoint, UnixEndpoint) else f"{endpoint.host}:{endpoint.port}"
-            raise ConfigError("--listen-*", where, "an endpoint of its own for each listener")
+            raise ConfigError("--listen-*", _written(endpoint), "an endpoint of its own for each listener")
     if stdio is not None:
         if stdio != "accept":
             raise ConfigError(key_of("stdio", names), stdio, "no value, or 'accept'")

@@ -50,9 +50,6 @@ def warnings(document: Document) -> list[str]:
         said.append(
             "stack.tcpMaxInFlight: not needed here: dials do not wait for each other, and none is refused for it"
         )
-    options = document.capture
-    if not (options.file or document.stack.capture_file) and options != Capture():
-        said.append("capture: there is no capture.file, so nothing is captured")
     if document.netns and not document.tap:
         said.append("netns: only a TAP is made inside a namespace, and there is no tap")
     return said
@@ -82,6 +79,8 @@ _PLACES: Final = {
     "fds": "fd",
     "taps": "tap",
     "netns": "netns",
+    "pid_file": "pid-file",
+    "notification": "notification",
     "dns_upstreams": "dns-upstream",
     "events": "events",
     "log_level": "log-level",

@@ -27,6 +27,8 @@ _EXPECTED: Final = {
 }
 """Kinds of errors that need no more than a word. The others say themselves what was expected."""
 
+_BOUND: Final = {"greater_than_equal": "of at least", "less_than_equal": "of at most", "greater_than": "above"}
+
 
 class ConfigurationError(FileError):
     """Everything that is wrong with a file. As text it is the first of it, and how much more there is."""
@@ -59,9 +61,6 @@ def _line(error: Mapping[str, Any], model: type[BaseModel], content: object) -> 
     else:
         expected = _EXPECTED.get(kind) or str(context.get("expected") or error["msg"])
     return f"{path or 'the file'} {shown}: expected {expected}"
-
-
-_BOUND: Final = {"greater_than_equal": "of at least", "less_than_equal": "of at most", "greater_than": "above"}
 
 
 def _written_path(places: Sequence[str | int], content: object) -> str:

@@ -58,6 +58,10 @@ def _one_or_more(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _zero_is_default(mtu: object) -> object:
+    return 1500 if mtu == 0 and mtu is not False else mtu
+
+
 def _pattern(text: str, key: str) -> None:
     try:
         re.compile(text)
@@ -93,7 +97,7 @@ class _OrOneAlone:
 
 T = TypeVar("T")
 OneOrMore = Annotated[list[T], BeforeValidator(_one_or_more), _OrOneAlone()]
-Url = Annotated[str, _endpoint("unix", "tcp")]
+Url = Annotated[str, _endpoint(*values.STREAM_SCHEMES)]
 DatagramUrl = Annotated[str, _endpoint("unixgram")]
 PacketUrl = Annotated[str, _endpoint("unixpacket")]
 Upstream = Annotated[str, _as_expected(values.parse_dns_upstream)]
@@ -121,10 +125,12 @@ class Interfaces(_Section):
         default=None, description="unixgram://PATH: vfkit, krunkit, libkrun, QEMU -netdev dgram."
     )
     qemu: OneOrMore[Url] | None = Field(
-        default=None, description="unix://PATH or tcp://HOST:PORT: QEMU -netdev stream, libkrun."
+        default=None, description="unix://PATH, tcp://HOST:PORT or vsock://[CID]:PORT: QEMU -netdev stream, libkrun."
     )
     bess: OneOrMore[PacketUrl] | None = Field(default=None, description="unixpacket://PATH: BESS, User Mode Linux.")
-    vpnkit: OneOrMore[Url] | None = Field(default=None, description="unix://PATH or tcp://HOST:PORT: HyperKit.")
+    vpnkit: OneOrMore[Url] | None = Field(
+        default=None, description="unix://PATH, tcp://HOST:PORT or vsock://[CID]:PORT: HyperKit."
+    )
     stdio: str | None = Field(default=None, description="Any text: the guest is on standard input and output.")
 
 
@@ -178,7 +184,7 @@ class NetworkStack(_Section):
 
     debug: Boolean | None = Field(default=None, description="The same as log-level: debug.")
     capture_file: str | None = Field(default=None, alias="capture-file", description="The same as capture.file.")
-    mtu: Annotated[int, BeforeValidator(lambda value: value or 1500), _as_expected(values.parse_mtu)] | None = Field(
+    mtu: Annotated[int, BeforeValidator(_zero_is_default), _as_expected(values.parse_mtu)] | None = Field(
         default=None,
         description="Largest IP packet on the guest's link, bytes, 576 to 65521. Default 1500, which 0 means too.",
     )
@@ -309,7 +315,7 @@ class Document(_Section):
     """The whole file."""
 
     listen: OneOrMore[Url] | None = Field(
-        default=None, description="Endpoints of the HTTP API: unix://PATH, tcp://HOST:PORT."
+        default=None, description="Endpoints of the HTTP API: unix://PATH, tcp://HOST:PORT, vsock://[CID]:PORT."
     )
     services: Url | None = Field(default=None, description="One more endpoint of it, without /connect.")
     log_level: str | None = Field(

@@ -8,6 +8,7 @@ says.
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,6 @@ from netstack.config import (
 from netstack.gvproxy_flags import DEFAULT_SSH_PORT, GvproxyFlags
 from netstack.network_spec import NetworkSpec
 from netstack.run_settings import LOG_LEVELS, RunSettings, run_config
-from netstack.setting_values import parse_endpoint
 from netstack.yaml_file import FileError
 
 _ADDRESSES: Final = {
@@ -49,7 +49,7 @@ _FLAG_NAMES: Final = {
     "forwards": "-ssh-port",
     "ssh_forwards": "-forward-sock",
 }
-_INCOMPATIBLE: Final = (("vpnkit", "qemu"), ("vpnkit", "bess"), ("qemu", "bess"))
+_INCOMPATIBLE: Final = (("qemu", "vpnkit"), ("bess", "vpnkit"), ("qemu", "bess"))
 
 
 class GvproxyError(ConfigError):
@@ -82,11 +82,11 @@ def gvproxy_config(flags: GvproxyFlags) -> RunConfig:
     settings = _other_flags(flags, settings).over(settings.over(addresses))
     level = settings.log_level or "info"
     if level.lower() not in LOG_LEVELS:
-        notes.append(f'unknown log level "{level}", falling back to info')
+        notes.append(f'bad log level "{level}", falling back to "info"')
         settings = replace(settings, log_level="info")
     _check_addresses(settings)
     settings = _with_ssh_port(flags, settings)
-    _check_endpoints(flags, settings)
+    _check_endpoints(settings)
     settings = RunSettings(guest_api=True).over(settings)
     if settings.log_format is None:
         settings = replace(settings, log_format="logrus")
@@ -170,12 +170,19 @@ def _ssh_forwards(flags: GvproxyFlags) -> tuple[SshForward, ...]:
 
 def _check_addresses(settings: RunSettings) -> None:
     text = settings.subnet or DEFAULT_SUBNET
+    failed = f'failed to parse subnet: netip.ParsePrefix("{text}")'
+    address, separator, bits = text.partition("/")
+    if not separator:
+        raise GvproxyError(f"{failed}: no '/'")
+    if not re.fullmatch(r"[0-9]{1,3}", bits, re.ASCII):
+        raise GvproxyError(f'{failed}: bad bits after slash: "{bits}"')
     try:
-        subnet = ipaddress.ip_network(text.strip(), strict=False)
-    except ValueError as error:
-        raise GvproxyError(f"failed to parse subnet: invalid CIDR address: {text}") from error
-    if "/" not in text:
-        raise GvproxyError(f"failed to parse subnet: invalid CIDR address: {text}")
+        own = ipaddress.ip_address(address)
+    except ValueError:
+        raise GvproxyError(f'{failed}: ParseAddr("{address}"): unable to parse IP') from None
+    if int(bits) > own.max_prefixlen:
+        raise GvproxyError(f"{failed}: prefix length out of range")
+    subnet = ipaddress.ip_network(f"{own}/{bits}", strict=False)
     if subnet.max_prefixlen - subnet.prefixlen < 3:
         raise GvproxyError("failed to identify usable gateway IP address in subnet: subnet too small")
     chosen = [
@@ -184,10 +191,10 @@ def _check_addresses(settings: RunSettings) -> None:
         (settings.host_ip, subnet[-2]),
     ]
     try:
-        own = [_own_address(given or str(default), subnet) for given, default in chosen]
+        addresses = [_own_address(given or str(default), subnet) for given, default in chosen]
     except GvproxyError as error:
         raise GvproxyError(f"failed to validate configuration IPs: {error}") from None
-    if len(set(own)) != len(own):
+    if len(set(addresses)) != len(addresses):
         raise GvproxyError("failed to validate configuration IPs: IP addresses need to be distinct")
 
 
@@ -224,7 +231,7 @@ def _with_ssh_port(flags: GvproxyFlags, settings: RunSettings) -> RunSettings:
     return replace(settings, forwards=(*(each for each in forwards if each.local != wanted.local), wanted))
 
 
-def _check_endpoints(flags: GvproxyFlags, settings: RunSettings) -> None:
+def _check_endpoints(settings: RunSettings) -> None:
     for one, other in _INCOMPATIBLE:
         if getattr(settings, one) and getattr(settings, other):
             raise GvproxyError(f"cannot use {one} and {other} protocol at the same time")
@@ -232,13 +239,11 @@ def _check_endpoints(flags: GvproxyFlags, settings: RunSettings) -> None:
         for text in getattr(settings, protocol) or ():
             if not text.startswith(f"{scheme}://"):
                 raise GvproxyError(f"{protocol} listen address must be {scheme}:// address")
-    for url in (*flags.listen, *([flags.services] if flags.services else ())):
-        parse_endpoint(url, "-listen" if url in flags.listen else "-services", ["unix", "tcp"])
     for forward in settings.ssh_forwards or ():
         try:
             forward.identity.open("rb").close()
         except OSError as error:
-            reason = f"open {forward.identity}: {_reason(error)}"
+            reason = f"stat {forward.identity}: {_reason(error)}"
             raise GvproxyError(f'identity file "{forward.identity}" can\'t be loaded: {reason}') from error
 
 

@@ -145,6 +145,10 @@ class HookRunner:
                     decision = await self._hooks.on_dns(on_dns)
         except (Exception, SystemExit) as error:  # foreign code: whatever it raises refuses this flow and nothing else
             return self._failed(verdict, "hook-failed", "failed", what, error)
+        except BaseExceptionGroup as several:  # of its own nursery, when a task of it exits
+            if several.split((Exception, SystemExit))[1] is not None:
+                raise  # this program is to end, or the gateway
+            return self._failed(verdict, "hook-failed", "failed", what, several)
         finally:
             self._asking -= 1
         if scope.cancel_called:  # also of one that caught its cancellation and answers all the same

@@ -46,19 +46,20 @@ def _texts(value: object) -> list[str]:
 
 def _mapping_text(value: Mapping[object, object]) -> str:
     """The words of a mapping in its order; what says its kind, and which frames, before the others."""
-    kind = [f"{word} {value[word] or ''}" for word in KINDS if word in value]
+    kind: list[str] = []
+    which: list[str] = []
     words: list[str] = []
     for name, rest in value.items():
-        if not isinstance(rest, str | int | float) and rest is not None:
+        if rest is False or not isinstance(rest, str | int | float | None):
             raise ImpairmentError(f"{name!s}: expected a text or a number, not {rest!r}")
-        text = "" if rest is None or isinstance(rest, bool) else str(rest)
-        if name in ("dir", "link"):
-            words.append(f"{name}={text}")
+        text = "" if rest is None or rest is True else str(rest)
+        if name in KINDS:
+            kind.append(f"{name} {text}")
         elif name == "match":
-            words.insert(0, f"match ({text})")
-        elif name not in KINDS:
-            words.append(f"{name} {text}")
-    return " ".join(" ".join(kind + words).split())
+            which.append(f"match ({text})")
+        else:
+            words.append(f"{name}={text}" if name in ("dir", "link") else f"{name} {text}")
+    return " ".join(" ".join([*kind, *which, *words]).split())
 
 
 def _parse(text: str) -> AnyImpairment:

@@ -5,6 +5,7 @@ Doors are laid over each other with `over`, and `run_config` makes of the result
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -102,6 +103,12 @@ class RunSettings:
         names |= {key: name for key, name in self.names.items() if key in said}
         return replace(below, **said, names=names)
 
+    def without_attachments(self) -> tuple[RunSettings, list[str]]:
+        """Without links and what is for a process that stands by itself; what was left out, as it is called."""
+        names = [name for name in (*_LINKS, "pid_file", "notification") if getattr(self, name) is not None]
+        nothing: dict[str, Any] = dict.fromkeys(names)
+        return replace(self, **nothing), [self.key(name) for name in names]
+
     def key(self, setting: str) -> str:
         """What a setting is called where it was given."""
         return config.key_of(setting, self.names)
@@ -176,6 +183,13 @@ def run_config(
     for setting in ("forwards", "ssh_forwards"):
         if len(getattr(settings, setting) or ()) > MAX_FORWARDS:
             raise ConfigError(settings.key(setting), "more", f"at most {MAX_FORWARDS}")
+    for setting, urls in (("api_listen", settings.api_listen or ()), ("services", (settings.services,))):
+        for url in filter(None, urls):
+            config.parse_endpoint(url, settings.key(setting), config.STREAM_SCHEMES)
+    for each in settings.ssh_forwards or ():
+        if not os.access(each.identity, os.R_OK):
+            key = settings.key("ssh_forwards")
+            raise ConfigError(key, each.identity, "a readable file with the private key of the identity")
     macs = dict(config.DEFAULT_VPNKIT_MACS) if defaults else {}
     for uuid, mac in (settings.vpnkit_macs or {}).items():
         macs[uuid.lower()] = config.parse_mac(mac, settings.key("vpnkit_macs"))

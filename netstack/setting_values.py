@@ -23,6 +23,12 @@ DEFAULT_SUBNET: Final = "192.168.127.0/24"
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (sun_path holds 108, one is the end mark)."""
 
+MAX_VSOCK: Final = 2**32 - 2
+"""The largest number of a context or a port of vsock(7); the one above it means any."""
+_FORMS: Final = {"tcp": "tcp://HOST:PORT", "vsock": "vsock://[CID]:PORT"}
+STREAM_SCHEMES: Final = ("unix", "tcp", "vsock")
+"""What a stream of bytes can come by."""
+
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII | re.IGNORECASE)
 _ZONE_ITEM = re.compile(r"(?:/(?P<regexp>(?:[^/\\]|\\.)+)/|(?P<name>[^=,/]+))=(?P<address>[^,=]*)(?:,|$)")
@@ -54,6 +60,18 @@ class TcpEndpoint:
 
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class VsockEndpoint:
+    """A port for virtual machines of this host, without a network between (vsock(7))."""
+
+    cid: int | None
+    """The context that is listened on; None: any."""
+    port: int
+
+
+Endpoint = UnixEndpoint | TcpEndpoint | VsockEndpoint
 
 
 def parse_ipv4(text: str, key: str) -> bytes:
@@ -130,12 +148,13 @@ def _port(digits: str, value: str, key: str) -> int:
     return int(digits)
 
 
-def parse_endpoint(text: str, key: str, schemes: Sequence[str]) -> UnixEndpoint | TcpEndpoint:
-    """A URL as gvproxy writes them: `unixgram://PATH`, `unix://PATH`, `unixpacket://PATH`, `tcp://HOST:PORT`.
+def parse_endpoint(text: str, key: str, schemes: Sequence[str]) -> Endpoint:
+    """A URL as gvproxy writes them: `unixgram://PATH`, `unix://PATH`, `unixpacket://PATH`, `tcp://HOST:PORT`,
+    `vsock://[CID]:PORT`.
 
     Raises ConfigError for a scheme not among `schemes`, an empty or too long path, a port out of range.
     """
-    forms = {scheme: "tcp://HOST:PORT" if scheme == "tcp" else f"{scheme}://PATH" for scheme in schemes}
+    forms = {scheme: _FORMS.get(scheme, f"{scheme}://PATH") for scheme in schemes}
     expected = " or ".join(forms.values())
     scheme, separator, rest = text.strip().partition("://")
     if not separator or scheme not in forms or not rest:
@@ -146,6 +165,11 @@ def parse_endpoint(text: str, key: str, schemes: Sequence[str]) -> UnixEndpoint 
         if not separator or not host:
             raise ConfigError(key, text, f"{expected} (0.0.0.0 as HOST means every address of this machine)")
         return TcpEndpoint(host, _port(port, text, key))
+    if scheme == "vsock":
+        found = re.fullmatch(r"([0-9]{0,10}):([0-9]{1,10})", rest, re.ASCII)
+        if not found or int(found[2]) > MAX_VSOCK or int(found[1] or 0) > MAX_VSOCK:
+            raise ConfigError(key, text, f"{expected} (both are numbers; without CID any context)")
+        return VsockEndpoint(int(found[1]) if found[1] else None, int(found[2]))
     path = unquote(rest)
     if len(path.encode("utf-8", "surrogateescape")) > MAX_SOCKET_PATH or "\0" in path:
         raise ConfigError(key, text, f"a socket path of at most {MAX_SOCKET_PATH} bytes")

@@ -24,7 +24,9 @@ def check_capture(options: CaptureOptions, keys: dict[str, str]) -> None:
         raise ConfigError(keys["rotate_size"], options.rotate_size, f"{MIN_FILE_BYTES} bytes or more")
     if options.rotate_count is not None:
         if options.rotate_size is None:
-            raise ConfigError(keys["rotate_count"], options.rotate_count, f"{keys['rotate_size']} with it")
+            raise ConfigError(
+                keys["rotate_count"], options.rotate_count, f"{keys['rotate_size'].rpartition(' ')[2]} with it"
+            )
         if not 1 <= options.rotate_count <= MAX_FILES:
             raise ConfigError(keys["rotate_count"], options.rotate_count, f"a number of files from 1 to {MAX_FILES}")
     if options.filter is not None:

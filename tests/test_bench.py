@@ -159,6 +159,8 @@ def test_rows_apply_to_the_peers_that_have_what_they_measure() -> None:
     assert not ROWS["dns-zone"].applies_to(PEERS["passt"])
     assert ROWS["dns-forward"].applies_to(PEERS["passt"])
     assert ROWS["tso-up"].applies_to(PEERS["gvproxy"])
+    assert ROWS["forward-crr"].applies_to(PEERS["passt"])
+    assert not ROWS["forward-crr"].applies_to(PEERS["slirp4netns"])
     assert not ROWS["tso-up"].applies_to(PEERS["netstack-tap"])
     assert all(any(row.applies_to(PEERS[name]) for name in QUICK_PEERS) for row in ROWS.values())
     assert {row.needs for row in ROWS.values()} == set(Needs)
@@ -168,6 +170,7 @@ def test_a_row_says_what_card_the_guest_has() -> None:
     assert ROWS["tcp-up"].wire(1400) == Wire(mtu=1400)
     assert ROWS["tcp-down-jumbo-8"].wire(1400) == Wire(mtu=JUMBO)
     assert ROWS["tso-up"].wire(1400) == Wire(mtu=1400, offload=True)
+    assert ROWS["forward-crr"].wire(1400) == Wire(mtu=1400, forwarded=True)
     assert ROWS["tso-up"].wire(1400).bridge_options() == ["--offload", "1414"]
     assert Wire(loss=0.01, delay=0.02, seed=3).bridge_options() == ["--loss", "0.01", "--delay", "0.01", "--seed", "3"]
     assert {(bulk.up, bulk.flows, bulk.mtu) for bulk in BULK.values()} == set(

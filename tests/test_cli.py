@@ -105,7 +105,7 @@ def test_a_mistake_is_one_line_and_a_status(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.parametrize("command", ["run", "guest"])
-def test_bad_policies_are_one_line_and_start_nothing(
+def test_i1_i2_bad_policies_are_one_line_and_start_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, options: list[str], said: str
 ):
     """Conformance I1, I2: nothing is ever partly applied."""

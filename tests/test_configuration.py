@@ -84,9 +84,9 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "interfaces.vpnkit": ("interfaces: {vpnkit: unix:///k}", lambda c: c.links, (link("vpnkit", "/k"),)),
     "interfaces.stdio": ("interfaces: {stdio: anything}", lambda c: c.links, (StdioLink(),)),
     "forwards": (
-        "forwards: [{socket: /s, dest: /d, user: core, identity: /k}]",
+        "forwards: [{socket: /s, dest: /d, user: core, identity: /dev/null}]",
         lambda c: c.ssh_forwards,
-        (SshForward(Path("/s"), "/d", "core", Path("/k")),),
+        (SshForward(Path("/s"), "/d", "core", Path("/dev/null")),),
     ),
     "stack.debug": ("stack: {debug: yes}", lambda c: c.log_level, "debug"),
     "stack.capture-file": ("stack: {capture-file: c.pcapng}", lambda c: c.capture, Path("c.pcapng")),
@@ -177,9 +177,9 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
         CaptureOptions(rotate_size=10 << 20),
     ),
     "capture.rotate-count": (
-        "capture: {file: c, rotate-count: 3}",
+        "capture: {file: c, rotate-size: 1M, rotate-count: 3}",
         lambda c: c.capture_options,
-        CaptureOptions(rotate_count=3),
+        CaptureOptions(rotate_size=1 << 20, rotate_count=3),
     ),
     "capture.filter": (
         "capture: {file: c, filter: host 10.0.0.5}",
@@ -188,6 +188,21 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     ),
     "shaping.tx_kbps": ("shaping: {tx_kbps: 512}", lambda c: c.shaping, Shaping(tx_kbps=512)),
     "shaping.rx_kbps": ("shaping: {rx_kbps: 512}", lambda c: c.shaping, Shaping(rx_kbps=512)),
+    "shaping.burst": (
+        "shaping: {tx_kbps: 512, burst: 10k}",
+        lambda c: c.shaping,
+        Shaping(tx_kbps=512, burst=10 << 10),
+    ),
+    "shaping.links": (
+        "shaping: {links: {'tap*': {tx_kbps: 512, rx_kbps: 1024, burst: 20k}}}",
+        lambda c: c.shaping,
+        Shaping(links=(("tap*", Shaping(tx_kbps=512, rx_kbps=1024, burst=20 << 10)),)),
+    ),
+    "impair": (
+        "impair: ['dir=to-guest delay 50ms', {dir: to-guest, loss: 1%}]",
+        lambda c: len(c.impair),
+        2,
+    ),
     "api.token": ("api: {token: secret}", lambda c: c.api_token, "secret"),
     "api.guests": ("api: {guests: on}", lambda c: (c.guest_api, c.has_api), (True, True)),
     "keep-source": ("keep-source: true", lambda c: c.keep_source, True),
@@ -210,7 +225,9 @@ ELSEWHERE = {
     "stack.dns.records.regexp",
     "stack.tcpMaxInFlight",
     "api.token-file",
-    "impair",
+    "shaping.links.tx_kbps",
+    "shaping.links.rx_kbps",
+    "shaping.links.burst",
 }
 """Keys whose effect is seen in the row of the list they are in, or in a test of their own."""
 
@@ -261,6 +278,7 @@ MISTAKES = {
     ),
     "no number": ("stack: {mtu: big}", "stack.mtu 'big': expected a whole number"),
     "number as text": ("stack: {mtu: '1500'}", "stack.mtu '1500': expected a whole number"),
+    "no as number": ("stack: {mtu: false}", "stack.mtu False: expected a whole number"),
     "truth as number": ("stack: {mtu: true}", "stack.mtu True: expected a whole number"),
     "out of range": ("stack: {mtu: 100}", "stack.mtu 100: expected a number of bytes from 576 to 65521"),
     "no truth": ("stack: {debug: 2}", "stack.debug 2: expected true or false, on or off"),
@@ -290,6 +308,12 @@ MISTAKES = {
     "size": ("capture: {file: a, rotate-size: much}", "capture.rotate-size 'much': expected a number of bytes above 0"),
     "at least": ("capture: {file: a, snaplen: 3}", "capture.snaplen 3: expected a number of at least 14"),
     "above": ("shaping: {tx_kbps: 0}", "shaping.tx_kbps 0: expected a number above 0"),
+    "options of no capture": ("capture: {snaplen: 96}", "capture.file 'none': expected a file"),
+    "an impairment": ("impair: dir=to-guest dealy 50ms", "dealy"),
+    "an identity that is not there": (
+        "forwards: [{socket: /s, dest: /d, user: core, identity: /none/key}]",
+        "forwards '/none/key': expected a readable file with the private key of the identity",
+    ),
     "half a forward": (
         "forwards: [{socket: /s, dest: /d}]",
         "forwards[0].user: missing|forwards[0].identity: missing",
@@ -345,16 +369,13 @@ def test_all_mistakes_are_told_and_a_run_tells_the_first(tmp_path: Path, capsys:
 
 def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "odd.yaml"
-    file.write_text(
-        "{stack: {tcpMaxInFlight: 128}, capture: {snaplen: 96}, netns: x, policy: {allow_net: [127.0.0.1]}}"
-    )
+    file.write_text("{stack: {tcpMaxInFlight: 128}, netns: x, policy: {allow_net: [127.0.0.1]}}")
     with pytest.raises(SystemExit) as ended:
         cli.main(["config", "check", str(file)])
     told = capsys.readouterr()
     assert (ended.value.code, told.out) == (0, f"{file}: ok\n")
     assert [line.split(": ")[2] for line in told.err.splitlines()] == [
         "stack.tcpMaxInFlight",
-        "capture",
         "netns",
         "allow_net rule '127.0.0.1' never matches",
     ]
@@ -404,6 +425,20 @@ def test_run_reads_links_from_the_file_and_options_stand_above(tmp_path: Path, m
     assert config.keep_source
     assert (config.log_level, config.log_format, config.log_file) == ("debug", "json", Path("l"))
     assert (config.pid_file, config.notification) == (Path("p"), Path("/n"))
+
+
+def test_a_guest_of_our_own_has_its_link_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from netstack.gateway import guest_command
+
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(guest_command, "run_guest", lambda config, _command: seen.append(config) or 0)
+    file = tmp_path / "c.yaml"
+    file.write_text("{interfaces: {qemu: unix:///q}, pid-file: p, stack: {mtu: 9000}}")
+    with pytest.raises(SystemExit):
+        cli.main(["guest", "--config", str(file), "true"])
+    [config] = seen
+    assert (config.links, config.pid_file, config.network.link.mtu) == ((), None, 9000)
+    assert [note.split(": ")[1] for note in config.notes] == ["interfaces.qemu", "pid-file"]
 
 
 def test_the_api_alone_is_a_way_for_guests_and_nothing_is_none():

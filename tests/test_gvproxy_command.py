@@ -74,6 +74,24 @@ def test_sigterm_ends_it_at_once_with_a_guest_that_says_nothing(kind: str, tmp_p
     assert 'level=info msg="SIGTERM: ending"' in said
 
 
+def test_the_api_alone_is_enough_and_ends_as_promptly(tmp_path: Path, manager: socket.socket):
+    """Guests come by /connect: that is how gvforwarder attaches."""
+    paths = [tmp_path / "api.sock", tmp_path / "services.sock"]
+    words = ["-listen", f"unix://{paths[0]}", "-services", f"unix://{paths[1]}", "-ssh-port=-1"]
+    with start(*words, "-notification", f"unix://{tmp_path}/notify.sock", umask=0) as process:
+        assert told(manager) == "ready"
+        assert [path.stat().st_mode & 0o777 for path in paths] == [0o600, 0o600]
+        with socket.socket(socket.AF_UNIX) as guest:
+            guest.settimeout(DEADLINE)
+            guest.connect(str(paths[0]))
+            guest.sendall(b"POST /connect HTTP/1.1\r\nHost: x\r\n\r\n" + len(ARP).to_bytes(2, "little") + ARP)
+            assert told(manager) == "connection_established"
+            assert guest.recv(2, socket.MSG_WAITALL) == (42).to_bytes(2, "little")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["notify.sock"]
+
+
 def test_stdio_carries_frames_and_its_end_is_no_failure(tmp_path: Path, manager: socket.socket):
     words = ["-listen-stdio=accept", "-ssh-port=-1", "-notification", f"unix://{tmp_path}/notify.sock"]
     process = start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -94,8 +112,10 @@ def test_a_vm_that_leaves_may_come_back(tmp_path: Path, manager: socket.socket):
     """gvproxy ends with its VM; here a manager that restarts it finds the same socket."""
     path = tmp_path / "q.sock"
     words = ["-listen-qemu", f"unix://{path}", "-notification", f"unix://{tmp_path}/notify.sock", "-ssh-port=-1"]
-    with start(*words) as process:
+    forward = ["-forward-sock", f"{tmp_path}/ssh.sock", "-forward-dest", "/d", "-forward-user", "core"]
+    with start(*words, *forward, "-forward-identity", "/dev/null") as process:
         assert told(manager) == "ready"
+        assert (tmp_path / "ssh.sock").stat().st_mode & 0o777 == 0o600
         for _ in range(2):
             with socket.socket(socket.AF_UNIX) as guest:
                 guest.connect(str(path))
@@ -104,6 +124,7 @@ def test_a_vm_that_leaves_may_come_back(tmp_path: Path, manager: socket.socket):
             assert told(manager) == "connection_closed"
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["notify.sock"]
 
 
 def test_a_run_that_fails_says_so_with_status_1(tmp_path: Path):
@@ -114,7 +135,7 @@ def test_a_run_that_fails_says_so_with_status_1(tmp_path: Path):
         cases = {
             f"-listen-qemu unix://{missing}/q": b"cannot bind a unix socket there",
             f"-listen-qemu tcp://127.0.0.1:{port}": b"cannot listen there",
-            f"-listen-qemu unix://{tmp_path}/q -pid-file {missing}/pid": b"pid file",
+            f"-listen-qemu unix://{tmp_path}/q -pid-file {missing}/pid": b"failed to create pidfile: open ",
             f"-listen-qemu unix://{tmp_path}/q -log-file {missing}/log": b"unable to open log file",
             f"-listen-qemu unix://{tmp_path}/q2 -ssh-port {port}": (
                 b"cannot add network services: listen tcp 127.0.0.1:%d: bind: address already in use" % port

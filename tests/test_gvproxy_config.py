@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -232,7 +233,7 @@ def test_a_policy_in_the_file_holds_and_can_be_read_again(written: Callable[[str
 def test_an_unknown_level_is_a_warning(written: Callable[[str], str]):
     config = made(written("log-level: loud"))
     assert config.log_level == "info"
-    assert config.notes == ('unknown log level "loud", falling back to info',)
+    assert config.notes == ('bad log level "loud", falling back to "info"',)
 
 
 # -- in gvproxy's words ------------------------------------------------------------------------------------------
@@ -240,8 +241,10 @@ def test_an_unknown_level_is_a_warning(written: Callable[[str], str]):
 _IPS = "failed to validate configuration IPs: "
 MESSAGES = {
     "-subnet 192.168.127.0/30": "failed to identify usable gateway IP address in subnet: subnet too small",
-    "-subnet nonsense": "failed to parse subnet: invalid CIDR address: nonsense",
-    "-subnet 10.0.0.1": "failed to parse subnet: invalid CIDR address: 10.0.0.1",
+    "-subnet nonsense": "failed to parse subnet: netip.ParsePrefix(\"nonsense\"): no '/'",
+    "-subnet 10.0.0.0/33": 'failed to parse subnet: netip.ParsePrefix("10.0.0.0/33"): prefix length out of range',
+    "-subnet 10.0.0.0/x": 'failed to parse subnet: netip.ParsePrefix("10.0.0.0/x"): bad bits after slash: "x"',
+    "-subnet /24": 'failed to parse subnet: netip.ParsePrefix("/24"): ParseAddr(""): unable to parse IP',
     "-gatewayIP here": _IPS + "invalid IP address: here",
     "-gatewayIP 10.0.0.1": _IPS + "IP (10.0.0.1) not in subnet (192.168.127.0/24)",
     "-deviceIP 192.168.127.0": _IPS + "IP must not be address of subnet: 192.168.127.0",
@@ -249,9 +252,9 @@ MESSAGES = {
     "-hostIP 192.168.127.1": _IPS + "IP addresses need to be distinct",
     "-ssh-port 80": "ssh-port value must be between 1024 and 65535",
     "-ssh-port 65536": "ssh-port value must be between 1024 and 65535",
-    "-listen-vpnkit unix:///none/a -listen-qemu unix:///none/b": "cannot use vpnkit and qemu protocol at the same time",
+    "-listen-vpnkit unix:///none/a -listen-qemu unix:///none/b": "cannot use qemu and vpnkit protocol at the same time",
     "-listen-vpnkit unix:///none/a -listen-bess unixpacket:///none/b": (
-        "cannot use vpnkit and bess protocol at the same time"
+        "cannot use bess and vpnkit protocol at the same time"
     ),
     "-listen-qemu unix:///none/a -listen-bess unixpacket:///none/b": (
         "cannot use qemu and bess protocol at the same time"
@@ -264,14 +267,14 @@ MESSAGES = {
         " the same number of times, or not at all"
     ),
     "-forward-sock /a -forward-dest /b -forward-user c -forward-identity /none/key": (
-        'identity file "/none/key" can\'t be loaded: open /none/key: no such file or directory'
+        'identity file "/none/key" can\'t be loaded: stat /none/key: no such file or directory'
     ),
     "-config /none/file": "failed to read config file: open /none/file: no such file or directory",
     "-subnet fc00::/64": "-subnet 'fc00::/64': expected an IPv4 network such as 192.168.127.0/24",
     "-mtu 70000": "-mtu '70000': expected a number of bytes from 576 to 65521",
-    "-listen-qemu http://x": "-listen-qemu 'http://x': expected unix://PATH or tcp://HOST:PORT",
-    "-listen http://x": "-listen 'http://x': expected unix://PATH or tcp://HOST:PORT",
-    "-services x": "-services 'x': expected unix://PATH or tcp://HOST:PORT",
+    "-listen-qemu http://x": "-listen-qemu 'http://x': expected unix://PATH or tcp://HOST:PORT or vsock://[CID]:PORT",
+    "-listen http://x": "-listen 'http://x': expected unix://PATH or tcp://HOST:PORT or vsock://[CID]:PORT",
+    "-services x": "-services 'x': expected unix://PATH or tcp://HOST:PORT or vsock://[CID]:PORT",
 }
 
 
@@ -292,7 +295,7 @@ def test_messages(line: str, message: str):
         ("stack: {gatewayIP: 10.0.0.1}", _IPS + "IP (10.0.0.1) not in subnet (192.168.127.0/24)"),
         (
             "forwards: [{socket: /a, dest: /b, user: c, identity: /none/key}]",
-            'identity file "/none/key" can\'t be loaded: open /none/key: no such file or directory',
+            'identity file "/none/key" can\'t be loaded: stat /none/key: no such file or directory',
         ),
     ],
 )
@@ -344,3 +347,14 @@ def test_a_configuration_that_cannot_be_used_is_a_line_and_status_1(capsys: pyte
     assert told.err.endswith(
         'level=fatal msg="failed to identify usable gateway IP address in subnet: subnet too small"\n'
     )
+
+
+def test_the_documentation_has_a_row_for_every_flag_and_tests_that_exist():
+    root = Path(__file__).parents[1]
+    told = (root / "docs" / "gvproxy.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in told.splitlines() if line.startswith("| `-")]
+    assert set(re.findall(r"-([a-zA-Z0-9-]+)[^`]*`", " ".join(cells))) == set(FLAGS)
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", told)
+    assert len(named) > 40
+    for file, test in named:
+        assert re.search(rf"^(async )?def {test}\(", (root / file).read_text(encoding="utf-8"), re.MULTILINE), test

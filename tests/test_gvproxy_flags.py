@@ -83,6 +83,19 @@ def test_help_is_usage_on_standard_error_and_no_failure(word: str, capsys: pytes
         assert f"\n  -{flag}" in told.err
 
 
+def test_completion_knows_the_flags():
+    command = cli.cli.commands["gvproxy"]
+
+    def completed(incomplete: str) -> list[str]:
+        return [item.value for item in command.shell_complete(command.make_context("gvproxy", []), incomplete)]
+
+    assert completed("-listen-q") == ["-listen-qemu"]
+    assert completed("--pid") == ["--pid-file"]
+    assert completed("-") == [f"-{flag}" for flag in FLAGS]
+    [path] = command.shell_complete(command.make_context("gvproxy", ["-config"]), "/etc/gv")
+    assert (path.value, path.type) == ("/etc/gv", "file")
+
+
 def test_version_begins_as_scripts_expect_and_says_what_it_is(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         cli.main(["gvproxy", "-version"])

@@ -110,13 +110,21 @@ async def asks(runner: HookRunner, verdict: Verdict) -> list[Verdict]:
 @pytest.mark.parametrize(
     "problem",
     [ValueError("x"), KeyError(), AssertionError(), SystemExit(3), ExceptionGroup("several", [ValueError()]),
-     trio.TooSlowError(), RecursionError()],
+     trio.TooSlowError(), RecursionError(), BaseExceptionGroup("of a nursery", [SystemExit(3), ValueError()])],
     ids=repr,
 )  # fmt: skip
 @pytest.mark.parametrize("may_allow", [False, True])
 async def test_f14_one_that_raises_refuses_that_flow(problem: BaseException, may_allow: bool) -> None:
     runner = HookRunner(Says(problem), may_allow=may_allow)
     assert await asks(runner, ALLOWED) == [hook_verdict(ALLOWED, REFUSE, "hook-failed", "")] * 2
+
+
+@pytest.mark.parametrize(
+    "problem", [KeyboardInterrupt(), BaseExceptionGroup("several", [KeyboardInterrupt(), ValueError()])], ids=repr
+)
+async def test_f14_what_is_to_end_the_program_does(problem: BaseException) -> None:
+    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)):
+        await HookRunner(Says(problem)).flow(QUESTION, ALLOWED)
 
 
 @pytest.mark.parametrize(

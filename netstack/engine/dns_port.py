@@ -53,9 +53,9 @@ class DnsPort:
     def _send(self, to: _Datagram, message: bytes) -> None:
         self._outbox.send_datagram(to.address, PORT, to.guest, to.guest_port, message)
 
-    def session(self, guest: bytes, flow: int) -> DnsSession:
-        """A TCP connection's session."""
-        session = DnsSession(self._server, self._outbox, guest, flow, ended=self._sessions.pop)
+    def session(self, guest: bytes, flow: int, wake: Callable[[int], None] | None = None) -> DnsSession:
+        """A TCP connection's session, or with a `wake` of its own that of any other stream."""
+        session = DnsSession(self._server, self._outbox, guest, flow, wake=wake or self._wake, ended=self._sessions.pop)
         self._sessions[flow] = session
         return session
 
@@ -82,14 +82,21 @@ class DnsPort:
             session = self._sessions.get(token.flow)
             if session is not None:
                 session.answered(answer)
-                self._wake(token.flow)
+                session.wake(token.flow)
 
 
 class DnsSession:
     """DNS over one TCP connection (RFC 7766): any number of questions, answered as their answers come."""
 
     def __init__(
-        self, server: DnsServer, outbox: Outbox, guest: bytes, flow: int, *, ended: Callable[[int], object]
+        self,
+        server: DnsServer,
+        outbox: Outbox,
+        guest: bytes,
+        flow: int,
+        *,
+        wake: Callable[[int], None],
+        ended: Callable[[int], object],
     ) -> None:
         self.out: list[bytes] = []
         self.failed = False
@@ -101,6 +108,7 @@ class DnsSession:
         self._waiting: deque[bytes] = deque()
         self._upstream = 0
         self._asked = 0
+        self.wake = wake
         self._ended = ended
 
     @property

@@ -35,6 +35,7 @@ import dns.rdatatype
 
 from netstack.engine.dns_cache import DnsCache, Key
 from netstack.engine.dns_names import name_text
+from netstack.engine.dns_ready import ReadyAnswers
 from netstack.engine.dns_rulings import Admission, DnsRulings, Ruling, Told
 from netstack.engine.effects import ConsultDns, ResolveUpstream
 from netstack.engine.events import DnsEvent, Event
@@ -126,6 +127,7 @@ class DnsServer:
         self._rulings = DnsRulings(judge)
         self._judge = judge
         self._report = report
+        self._ready = ReadyAnswers()
         self._udp_limit = max(wire.MIN_UDP_SIZE, min(MAX_UDP_ANSWER, mtu - _IP_AND_UDP))
         self._upstream: dict[int, _Upstream] = {}
         self._by_key: dict[tuple[Key, bool], int] = {}
@@ -146,6 +148,12 @@ class DnsServer:
         `guest` is its packed address: limits count by it. `token` is the caller's way back to the client; it is
         returned by `resolved` and not looked into. Raises nothing, whatever the bytes.
         """
+        if transport == "udp":
+            ready = self._ready.find(message, self.zones)
+            if ready is not None:
+                rest, name_word, type_word, rcode_word, answers = ready
+                self._report(DnsEvent(guest, name_word, type_word, transport, "zone", rcode_word, answers, 0.0))
+                return Answer(message[:2] + rest)
         head = wire.header(message)
         if head is None:
             return Drop("dns-truncated")
@@ -167,7 +175,11 @@ class DnsServer:
         name = query.name.lower()  # label lengths are below the letters, so this changes letters only
         reply = self.zones.answer(name, query.qtype, query.qclass)
         if reply is not None:
-            return Answer(self._answer(client, reply, "zone", now))
+            answer = self._answer(client, reply, "zone", now)
+            if transport == "udp":
+                words = (name_text(query.name), _type_word(query.qtype), _rcode_word(answer[3] & wire.RCODE))
+                self._ready.keep(message, self.zones, answer, (*words, int.from_bytes(answer[6:8], "big")))
+            return Answer(answer)
         if self._judge.consults:
             return self._consult(client, name, now)
         return self._proceed(client, name, now)

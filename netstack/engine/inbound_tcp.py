@@ -24,7 +24,7 @@ from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
 
-MAX_OPENING: Final = 1024
+MAX_OPENING: int = 1024
 """Flows towards guests that have not answered yet, those included whose MAC is looked for."""
 FIRST_PORT: Final = 1024
 """Ports for us to call from begin here (RFC 6056 section 3.2)."""

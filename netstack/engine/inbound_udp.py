@@ -15,7 +15,7 @@ from netstack.engine.settings import NetworkSettings
 from netstack.engine.timers import Timers
 from netstack.wire import icmp, udp
 
-MAX_FLOWS: Final = 8192
+MAX_FLOWS: int = 8192
 """Clients and guests' ports together; beyond, who was silent for longest makes room."""
 
 CLOSED: Final = "no way in"

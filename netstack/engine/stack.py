@@ -30,6 +30,7 @@ from netstack.engine.outbox import Outbox
 from netstack.engine.policy import FULL_ACCESS, Policy, PolicySettings
 from netstack.engine.routes import Routes
 from netstack.engine.settings import NetworkSettings
+from netstack.engine.tcp_flow import Session
 from netstack.engine.tcp_flows import TcpFlows
 from netstack.engine.udp_flows import UdpFlows
 from netstack.engine.verdict import Question, Verdict
@@ -276,6 +277,13 @@ class Stack:
     def unhost_service(self, port: int) -> None:
         """They are reset again. Those that are open go on."""
         self.tcp.hosted.discard(port)
+
+    def dns_session(self, asker: bytes, woken: Callable[[int], None]) -> Session:
+        """The gateway's name server for a stream that is no flow of a guest's; `asker` is who asks, for the record.
+
+        `woken` is called when an answer has come from upstream. Its `closed` has to be called at the end.
+        """
+        return self._dns_port.session(asker, self._outbox.next_flow(), woken)
 
     def end_flow(self, number: int, now: float) -> bool:
         """End a flow because somebody on the host wants it: both sides are reset. False when there is none of it."""

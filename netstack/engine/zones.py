@@ -55,7 +55,8 @@ class Zones:
         self._zones: dict[bytes, Zone] = {}
         self._ready: dict[bytes, _ReadyZone] = {}
         self._reverse: dict[bytes, bytes] = {}
-        self._serial = 0
+        self.serial = 0
+        """Grows with each change."""
         for zone in zones:
             self.put(zone)
 
@@ -124,11 +125,11 @@ class Zones:
     def _soa(self, at: int) -> bytes:
         """The SOA of the zone whose name starts `at` bytes into the question's name (RFC 2308 section 3)."""
         owner = wire.pointer(wire.HEADER + at)
-        numbers = _SOA_NUMBERS.pack(self._serial, _REFRESH, _RETRY, _EXPIRE, NEGATIVE_TTL)
+        numbers = _SOA_NUMBERS.pack(self.serial, _REFRESH, _RETRY, _EXPIRE, NEGATIVE_TTL)
         return wire.record(owner, wire.SOA, NEGATIVE_TTL, owner + _NOBODY + numbers)
 
     def _changed(self) -> None:
-        self._serial += 1
+        self.serial += 1
         self._reverse = {}
         for zone in self._ready.values():
             self._reverse = zone.reverse | self._reverse  # the name given first stays

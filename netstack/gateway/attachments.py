@@ -18,6 +18,7 @@ from netstack.config import (
     StdioLink,
     TcpEndpoint,
     UnixEndpoint,
+    VsockEndpoint,
 )
 from netstack.engine.settings import LinkTraits
 
@@ -106,6 +107,8 @@ def _listen(spec: ListenLink, mtu: int, macs: Mapping[str, bytes]) -> Link | Lis
         make = partial(StreamLink.from_socket, mtu=mtu)
     if isinstance(endpoint, TcpEndpoint):
         return SocketListener.bind_tcp(endpoint.host, endpoint.port, make)
+    if isinstance(endpoint, VsockEndpoint):
+        return SocketListener.bind_vsock(endpoint.cid, endpoint.port, make)
     return SocketListener.bind_unix(endpoint.path, make, kind=kind)
 
 

@@ -44,8 +44,11 @@ class DialsNames(Protocol):
     def open_at_once(self, effect: OpenNamed, now: float) -> bool:
         """Begin to connect without a task, if that is possible. False: use `open_named`."""
 
+    def begin(self, flow: int) -> None:
+        """`open_named` is on its way for this flow: from here on it can be cancelled, its task may not have begun."""
+
     async def open_named(self, effect: OpenNamed) -> None:
-        """Connect a TCP flow to its name, and tell the stack what came of it."""
+        """Connect a TCP flow that was begun to its name, and tell the stack what came of it, unless it is cancelled."""
 
     async def resolve_name(self, effect: ResolveName) -> None:
         """Find an address for a datagram flow."""
@@ -92,10 +95,16 @@ class Dialer:
         self._streams.dial(effect.flow, self._stack.dialled(known[0]), effect.port, now)
         return True
 
+    def begin(self, flow: int) -> None:
+        """See DialsNames."""
+        self._scopes[flow] = trio.CancelScope()
+
     async def open_named(self, effect: OpenNamed) -> None:
-        """Connect a TCP flow to its name, and tell the stack what came of it, unless it is cancelled."""
-        with trio.CancelScope() as scope:
-            self._scopes[effect.flow] = scope
+        """See DialsNames."""
+        scope = self._scopes.get(effect.flow)
+        if scope is None:
+            return  # cancelled before this task had its turn
+        with scope:
             found = await self.addresses(effect.name)
             fit = []
             faults: dict[bytes, str] = {}

@@ -16,9 +16,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
+from guest_iface.batch_calls import available
 from guest_iface.device import tap_offload_known
 from guest_iface.unixgram import BUFFER_BYTES
 from netstack.build_kind import build_kind
@@ -134,7 +136,7 @@ def check_ping() -> Check:
     except OSError as error:
         allowed = _sysctl("net.ipv4.ping_group_range")
         found = f"{error.strerror}; net.ipv4.ping_group_range is {allowed and ' '.join(allowed.split())}"
-        advice = 'sysctl -w net.ipv4.ping_group_range="0 2147483647" (as root); until then such pings stay unanswered'
+        advice = 'sysctl -w net.ipv4.ping_group_range="0 2147483647" (as root); until then they are prohibited'
         return Check(name=name, state="limited", found=found, needed_for=needed_for, advice=advice)
     return Check(name=name, state="ok", found="allowed for this user", needed_for=needed_for)
 
@@ -154,6 +156,25 @@ def check_socket_buffers() -> Check:
     advice = f"sysctl -w net.core.wmem_max={BUFFER_BYTES} net.core.rmem_max={BUFFER_BYTES} (as root)"
     found = f"{min(reached) >> 10} KiB instead of {BUFFER_BYTES >> 10} ({shown})"
     return Check(name=name, state="limited", found=found, needed_for=needed_for, advice=advice)
+
+
+def check_batch_calls() -> Check:
+    """Many frames in one system call, on sockets that keep them apart."""
+    name, needed_for = "batch calls", "run --listen-vfkit, --fd (throughput)"
+    if available():
+        return Check(name=name, state="ok", found="recvmmsg and sendmmsg, used under load", needed_for=needed_for)
+    found = "no recvmmsg and sendmmsg here: one call a frame"
+    return Check(name=name, state="limited", found=found, needed_for=needed_for)
+
+
+def check_large_sums() -> Check:
+    """Checksums of frames beyond 4 KB; no link of ours damages bytes, so that those of guests are not verified."""
+    name, needed_for = "numpy", "--mtu beyond 4000 (throughput)"
+    if find_spec("numpy") is not None:
+        found = "sums large frames towards guests; received ones need no sums"
+        return Check(name=name, state="ok", found=found, needed_for=needed_for)
+    advice = "pip install 'netstack[jumbo]'; without, large frames cost ten times as long to sum"
+    return Check(name=name, state="limited", found="not installed", needed_for=needed_for, advice=advice)
 
 
 def check_tun() -> Check:
@@ -243,6 +264,8 @@ CHECKS: Final[Sequence[Callable[[], Check]]] = (
     check_resolver,
     check_ping,
     check_socket_buffers,
+    check_batch_calls,
+    check_large_sums,
     check_tun,
     check_offload,
     check_namespaces,

@@ -96,7 +96,7 @@ class Driver:
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
         self.inbound = Inbound(self.stack, self.sockets.streams, self.flush)
-        self._perform = {**self.sockets.perform, **self.inbound.perform}
+        self.sockets.perform.update(self.inbound.perform)
         self._resolver = resolver
         self._hooks = hooks
         if hooks is not None:
@@ -263,7 +263,7 @@ class Driver:
         now = trio.current_time()
         if self._due <= now:
             stack.advance(now)
-        perform = self._perform
+        perform = self.sockets.perform
         asked = stack.take_effects(now)
         while asked:
             for effect in asked:
@@ -275,6 +275,7 @@ class Driver:
                         self._start(self._resolve, effect)
                 elif isinstance(effect, OpenNamed):
                     if not self._dialer.open_at_once(effect, now):
+                        self._dialer.begin(effect.flow)
                         self._start(self._dialer.open_named, effect)
                 elif isinstance(effect, ResolveName):
                     self._start(self._dialer.resolve_name, effect)

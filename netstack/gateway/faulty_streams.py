@@ -265,13 +265,20 @@ class FaultyStreams(StreamReports, DialsNames):
             return False
         return self._dialer is not None and self._dialer.open_at_once(effect, now)
 
+    def begin(self, flow: int) -> None:
+        """See DialsNames."""
+        if self._dialer is not None:
+            self._dialer.begin(flow)
+
     async def open_named(self, effect: OpenNamed) -> None:
         """See DialsNames."""
         flow = self._flows.get(effect.flow)
-        if flow is not None and not await self._may_dial(effect.flow, flow):
+        if self._dialer is None:
             return
-        if self._dialer is not None:
-            await self._dialer.open_named(effect)
+        if flow is not None and not await self._may_dial(effect.flow, flow):
+            self._dialer.cancel(effect.flow)
+            return
+        await self._dialer.open_named(effect)
 
     async def resolve_name(self, effect: ResolveName) -> None:
         """See DialsNames."""

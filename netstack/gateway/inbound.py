@@ -11,12 +11,15 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from netstack.engine import effects
+from netstack.engine.dns_port import PORT as DNS_PORT
 from netstack.engine.stack import Stack
+from netstack.gateway.dns_stream import serve_dns
 from netstack.gateway.host_streams import HostStreams
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,8 @@ class Inbound:
         self._gateway = stack.settings.gateway_ip
         self._dials: dict[int, _Dial] = {}
         self._datagrams: dict[int, _Datagrams] = {}
-        self._services: dict[int, _Service] = {}
+        # Guests' questions the engine answers itself.
+        self._services = {DNS_PORT: _Service(partial(serve_dns, stack, flush))}
         self._nursery: trio.Nursery | None = None
         self.perform: dict[type, Callable[[Any, float], None]] = {
             effects.InboundOpened: self._opened,
@@ -255,14 +259,14 @@ class Inbound:
 
         Raises ValueError for a port that is served already; 53 is, by the engine.
         """
-        if port in self._services or not 0 < port < 65_536 or port == 53:
+        if port in self._services or not 0 < port < 65_536:
             raise ValueError(f"port {port} of the gateway cannot be served, or is already")
         self._services[port] = _Service(handler)
         self._stack.host_service(port)
 
     def stop_serving(self, port: int) -> None:
         """New connections to the port are reset from now on. Those there are go on."""
-        if self._services.pop(port, None) is not None:
+        if port != DNS_PORT and self._services.pop(port, None) is not None:
             self._stack.unhost_service(port)
 
     def _serve_stream(self, effect: effects.ServeStream, now: float) -> None:

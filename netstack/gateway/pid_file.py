@@ -23,7 +23,7 @@ def pid_file(path: Path | None) -> Iterator[None]:
     try:
         path.write_text(own, encoding="ascii")
     except OSError as error:
-        raise RunFailed(f"pid file {path}: {error.strerror}") from error
+        raise RunFailed(f"failed to create pidfile: open {path}: {error.strerror}") from error
     try:
         yield
     finally:

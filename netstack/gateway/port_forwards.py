@@ -106,6 +106,7 @@ class Listener(Forward):
         self._sock = sock
         self._bound = bound
         self._closed = False
+        self._scarce = False
         self._room = trio.Event()
 
     @property
@@ -152,10 +153,13 @@ class Listener(Forward):
                 break
             except OSError as error:
                 if error.errno in _SCARCE:
-                    log.warning("forward %s %s: %s; connections wait", self.protocol, self.local, error.strerror)
+                    if not self._scarce:  # said once, not for every try
+                        log.warning("forward %s %s: %s; connections wait", self.protocol, self.local, error.strerror)
+                    self._scarce = True
                     self.all_taken()
                     return False
                 continue  # an error that was pending on the new connection (accept(2))
+            self._scarce = False
             self.accepted += 1
             if self.active >= MAX_FLOWS:
                 self.failed += 1

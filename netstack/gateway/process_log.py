@@ -57,11 +57,17 @@ def _formatter(log_format: LogFormat) -> logging.Formatter:
 
 
 def start_logging(level: str, log_format: LogFormat = "plain", log_file: Path | None = None) -> None:
-    """Say what is said at `level` or above, on standard error or in a file that is emptied first. Raises RunFailed."""
+    """Say what is said at `level` or above, on standard error or in a file that is emptied first.
+
+    A file that was renamed or removed, as log rotation does, is made again for the next message. Raises RunFailed.
+    """
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if log_file is not None:
+        from logging.handlers import WatchedFileHandler
+
         try:
-            handler = logging.FileHandler(log_file, mode="w", encoding="utf-8")
+            log_file.write_bytes(b"")
+            handler = WatchedFileHandler(log_file, encoding="utf-8")
         except OSError as error:
             raise RunFailed(f"unable to open log file {log_file}: {error.strerror}") from error
     handler.setFormatter(_formatter(log_format))

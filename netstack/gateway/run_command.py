@@ -24,6 +24,7 @@ from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
 from guest_iface.stream import StdioLink
 from guest_iface.tap import TapLink
+from netstack import __version__
 from netstack.config import ConfigError, LogFormat, RunConfig
 from netstack.engine.events import Event
 from netstack.gateway import RunFailed
@@ -115,7 +116,7 @@ class Gateway:
         self.killed = False
         """The kill switch is on: nothing is allowed until `reload_policy`."""
         self._policies_asked = 0
-        _tell(self._warnings(config.policy))
+        _tell([*config.notes, *self._warnings(config.policy)])
         self.driver = Driver(
             network,
             resolver=resolver,
@@ -380,13 +381,16 @@ async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
 
 
 def _refresh(gateway: Gateway, nursery: trio.Nursery) -> bool:
-    """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none."""
+    """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none.
+
+    A log file is one too; it is opened again by itself.
+    """
     reopened = gateway.reopen_events()
     if gateway.killed:  # log rotation sends SIGHUP too, and must not open what somebody has closed
         log.warning("SIGHUP: the kill switch stays on until SIGUSR1")
     elif gateway.has_policy_file:
         nursery.start_soon(gateway.reload_policy)
-    return reopened or gateway.has_policy_file
+    return reopened or gateway.has_policy_file or gateway.config.log_file is not None
 
 
 def tell_ready(fd: int) -> None:
@@ -399,19 +403,19 @@ def tell_ready(fd: int) -> None:
 
 
 def _tell_what_runs(config: RunConfig, attachments: Attachments) -> None:
-    _tell([*config.notes])
     network = config.network
     addresses = [socket.inet_ntoa(each) for each in (network.gateway_ip, network.device_ip, network.host_ip)]
     log.info("policy: %s", config.policy)
     log.info("gateway %s, guest %s, host %s, MTU %d", *addresses, network.link.mtu)
     for name in attachments.names():
         log.info("waiting for a guest on %s", name)
+    if config.log_format == "logrus":  # what gvproxy's users look for in its log
+        log.info("gvproxy version netstack-%s", __version__)
+        log.info("waiting for clients...")
     for url in config.api_listen:
         log.info("listening %s", url)
     if config.services is not None:
         log.info("enabling services API. Listening %s", config.services)
-    if config.log_format == "logrus":
-        log.info("waiting for clients...")  # what gvproxy's users look for in its log
     try:
         open_ping_socket().close()
     except OSError as error:

@@ -15,7 +15,11 @@ from netstack.engine.effects import (
     CloseDatagrams,
     CloseEcho,
     CloseStream,
+    DeliverDatagram,
     Effect,
+    InboundDatagramsEnded,
+    InboundFailed,
+    InboundOpened,
     OpenDatagrams,
     OpenEcho,
     OpenStream,
@@ -54,6 +58,9 @@ class HostModel:
         self.mappings: dict[int, list[tuple[bytes, int]]] = {}
         self.echoes: dict[int, list[bytes]] = {}
         self.queries: dict[int, bytes] = {}
+        self.opening: set[int] = set()
+        """Streams towards guests that we have asked for and heard nothing of."""
+        self.inbound_datagrams: set[int] = set()
         self.highest = 0
         self.opened: set[int] = set()
         self.closed: set[int] = set()
@@ -90,6 +97,14 @@ class HostModel:
         elif isinstance(effect, SendEcho):
             assert 0 <= effect.ttl <= 254
             self.echoes[effect.flow].append(effect.address)
+        elif isinstance(effect, InboundOpened | InboundFailed):
+            self.opening.remove(effect.flow)
+            if isinstance(effect, InboundOpened):
+                self.streams[effect.flow] = HostStream(connected=True)
+        elif isinstance(effect, DeliverDatagram):
+            assert effect.flow in self.inbound_datagrams
+        elif isinstance(effect, InboundDatagramsEnded):
+            self.inbound_datagrams.remove(effect.flow)
         elif isinstance(effect, CloseDatagrams):
             del self.mappings[effect.flow]
         elif isinstance(effect, CloseEcho):
@@ -135,6 +150,26 @@ class HostModel:
             assert event.sent >= 0
             assert event.seconds >= 0
             self.closed.add(event.flow)
+
+    # -- what a host may want ------------------------------------------------------------------------------------------
+
+    def call(self, source: tuple[bytes, int], guest: tuple[bytes, int], now: float) -> None:
+        """Open a stream to a guest."""
+        self.opening.add(self.stack.open_inbound(source, guest, now))
+
+    def call_off(self, random: Random, now: float) -> None:
+        """Want one of them no more."""
+        if self.opening:
+            flow = random.choice(sorted(self.opening))
+            self.opening.remove(flow)
+            self.stack.call_off_inbound(flow, now)
+
+    def send_to_guest(self, source: tuple[bytes, int], guest: tuple[bytes, int], data: bytes, now: float) -> None:
+        """A datagram of a client's, the first or another one."""
+        if len(self.inbound_datagrams) < 3:
+            self.inbound_datagrams.add(self.stack.open_inbound_datagrams(source, guest, now))
+        for flow in self.inbound_datagrams:
+            self.stack.send_inbound_datagram(flow, data, now)
 
     # -- what a host may say -------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def test_a_question_by_tcp(wire: VirtualWire) -> None:
     assert wire.stack.tcp.table == {}
 
 
-def test_pipelined_questions_are_all_answered(wire: VirtualWire) -> None:
+def test_b5_pipelined_questions_are_all_answered(wire: VirtualWire) -> None:
     """Conformance B5; RFC 7766 section 6.2.1.1."""
     connection = open_dns(wire)
     names = [f"host{number}.corp.test" for number in range(300)]
@@ -201,7 +201,7 @@ def test_what_is_no_dns_is_reset(wire: VirtualWire, stream: bytes) -> None:
     assert wire.stack._dns_port._sessions == {}
 
 
-def test_a_message_of_the_largest_size(wire: VirtualWire) -> None:
+def test_b5_a_message_of_the_largest_size(wire: VirtualWire) -> None:
     """Conformance B5: 65,535 bytes are held, answered, and forgotten."""
     connection = open_dns(wire)
     stream = framed(question() + bytes(65_535 - len(question())))

@@ -501,3 +501,15 @@ def test_a_service_that_has_no_room_or_is_gone(wire: VirtualWire) -> None:
     wire.stack.host_service(80)
     caller.call()
     assert wire.asked()[0].address == ip("127.0.0.1")
+
+
+def test_h6_a_guest_cannot_open_ports_of_the_host_itself(wire: VirtualWire) -> None:
+    """NAT-PMP and PCP (5351), and UPnP's discovery: nobody is there."""
+    for destination, port in ((GATEWAY, 5351), (GATEWAY, 1900), ("239.255.255.250", 1900)):
+        wire.send(udp(destination, port, bytes(24)))
+        assert wire.asks_nothing()
+    assert [(reason, told) for *_, reason, told in wire.refused()] == [
+        ("unserved-port", "unreachable"),
+        ("unserved-port", "unreachable"),
+        ("group-address", "nothing"),
+    ]

@@ -59,7 +59,7 @@ def test_no_host_names(spelled: str) -> None:
         "0x7f.0.0.0x1", "999.999.999.999", "example.0x1f", "example.123", "1.2.3.4.5", "a.0x",
     ],
 )  # fmt: skip
-def test_an_address_in_whatever_base_is_never_a_host_name(spelled: str) -> None:
+def test_a11_an_address_in_whatever_base_is_never_a_host_name(spelled: str) -> None:
     """Conformance A11: URL parsers and inet_aton take all of these for IPv4 addresses, or for nothing."""
     assert canonical(spelled) is None
 

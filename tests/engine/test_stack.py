@@ -120,7 +120,7 @@ def test_a_stray_segment_to_an_unused_address_is_not_answered_in_its_name() -> N
 
 
 @pytest.mark.parametrize("own", [GATEWAY, "192.168.127.9"])
-def test_an_unserved_port_of_the_gateway_is_refused_by_the_address_that_was_addressed(own: str) -> None:
+def test_a8_an_unserved_port_of_the_gateway_is_refused_by_the_address_that_was_addressed(own: str) -> None:
     """gvproxy defect 13; conformance A8. A virtual IP without NAT is the gateway's own."""
     wire = VirtualWire(virtual_ips=frozenset({ip("192.168.127.9")}), nat={})
     datagram = udp(own, 9, b"x")
@@ -155,7 +155,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("address", FORBIDDEN, ids=[f"{text}-{name}" for text, name in FORBIDDEN.items()])
-def test_forbidden_addresses_are_never_dialled_and_refused_at_once(address: str) -> None:
+def test_a2_a3_a5_forbidden_addresses_are_never_dialled_and_refused_at_once(address: str) -> None:
     """Conformance A2, A3, A5."""
     wire = VirtualWire()
     wire.send(*probes(address))
@@ -179,7 +179,7 @@ def test_metadata_access_opens_the_metadata_block() -> None:
 
 @pytest.mark.parametrize("address", ["224.0.0.251", "239.255.255.250", "255.255.255.255", "192.168.127.255"])
 @pytest.mark.parametrize("framed_to", ["group", "gateway"])
-def test_groups_and_broadcasts_are_dropped_in_silence(address: str, framed_to: str) -> None:
+def test_e14_groups_and_broadcasts_are_dropped_in_silence(address: str, framed_to: str) -> None:
     """Conformance E14; RFC 1122 section 3.2.2: no error about them, whoever the frame is for."""
     wire = VirtualWire()
     wire.send(*probes(address), destination=BROADCAST_MAC if framed_to == "group" else GATEWAY_MAC)
@@ -197,7 +197,7 @@ def test_a_stray_segment_to_a_group_is_not_answered() -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 41, 47, 50, 132, 255])
-def test_other_protocols_are_refused(protocol: int) -> None:
+def test_e6_other_protocols_are_refused(protocol: int) -> None:
     """Conformance E6."""
     wire = VirtualWire()
     wire.send(IP(src=GUEST, dst=SERVER, proto=protocol) / Raw(b"abcdefghij"))
@@ -292,7 +292,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize(("source", "reason"), SOURCES.items())
-def test_sources_nobody_can_have(source: str, reason: str) -> None:
+def test_e9_sources_nobody_can_have(source: str, reason: str) -> None:
     """Conformance E9; gvproxy answers none of these, and dials for them."""
     wire = VirtualWire()
     wire.send(*probes(SERVER, src=source))
@@ -301,7 +301,7 @@ def test_sources_nobody_can_have(source: str, reason: str) -> None:
     assert wire.dropped == {reason: 3}
 
 
-def test_the_source_of_another_guest() -> None:
+def test_e9_the_source_of_another_guest() -> None:
     """Conformance E9: the address belongs to the MAC that was there first."""
     wire = VirtualWire()
     wire.send(udp(SERVER, 9))
@@ -372,7 +372,7 @@ FRAMES = {
 
 @pytest.mark.parametrize(("frame", "reason"), FRAMES.values(), ids=FRAMES)
 @pytest.mark.parametrize("verify", [True, False], ids=["verified", "trusted"])
-def test_what_is_no_frame_for_us(frame: bytes, reason: str, verify: bool) -> None:
+def test_e10_k3_k10_what_is_no_frame_for_us(frame: bytes, reason: str, verify: bool) -> None:
     """gvproxy defect 1; conformance E10, K3, K10."""
     wire = VirtualWire(verify=verify)
     wire.send(frame)
@@ -413,7 +413,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("packets", "reason"), DAMAGED.values(), ids=DAMAGED)
-def test_damaged_packets_are_dropped_where_bytes_can_be_damaged(packets: list[Packet], reason: str) -> None:
+def test_f9_damaged_packets_are_dropped_where_bytes_can_be_damaged(packets: list[Packet], reason: str) -> None:
     """Conformance F9."""
     wire = VirtualWire(verify=True)
     wire.send(*packets)
@@ -450,7 +450,7 @@ def test_a_datagram_without_checksum_is_as_good_as_any() -> None:
 
 @pytest.mark.parametrize("option", [IPOption_LSRR(routers=["1.2.3.4"]), IPOption_SSRR(routers=["1.2.3.4"])])
 @pytest.mark.parametrize("lead", [[], [IPOption_NOP(), IPOption_NOP()], [IPOption_RR(routers=["0.0.0.0"])]])
-def test_source_routes_are_dropped(option: Packet, lead: list[Packet]) -> None:
+def test_e8_source_routes_are_dropped(option: Packet, lead: list[Packet]) -> None:
     """Conformance E8; RFC 7126 sections 4.3 and 4.4."""
     wire = VirtualWire()
     wire.send(*probes(SERVER, options=[*lead, option]))
@@ -516,7 +516,7 @@ def test_a_datagram_in_fragments_is_sent_as_one() -> None:
     assert wire.rests() is False, "the flow's time-out"
 
 
-def test_a_syn_in_fragments_is_a_syn() -> None:
+def test_e7_a_syn_in_fragments_is_a_syn() -> None:
     """Conformance E7: judged as a whole, so ports in the second fragment hide nothing."""
     wire = VirtualWire()
     pieces = in_pieces(syn(SERVER), 8)
@@ -590,7 +590,7 @@ def test_a_source_route_in_any_fragment() -> None:
     ],
 )
 @pytest.mark.parametrize("destination", [GATEWAY, SERVER])
-def test_other_icmp_changes_nothing(message: Packet, reason: str, destination: str) -> None:
+def test_e5_other_icmp_changes_nothing(message: Packet, reason: str, destination: str) -> None:
     """Conformance E5: never applied to the gateway's state, never passed on."""
     wire = VirtualWire()
     wire.send(IP(src=GUEST, dst=destination) / message)
@@ -602,7 +602,7 @@ def test_other_icmp_changes_nothing(message: Packet, reason: str, destination: s
 # -- the rest of the interface ---------------------------------------------------------------------------------------
 
 
-def test_drops_are_told_at_powers_of_ten() -> None:
+def test_f13_drops_are_told_at_powers_of_ten() -> None:
     """Conformance F13: a flood of rubbish cannot fill a log."""
     wire = VirtualWire()
     for _ in range(1234):

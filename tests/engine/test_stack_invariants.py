@@ -25,8 +25,9 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR, fragment
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from netstack.engine import effects, tcp_flows
+from netstack.engine import effects, inbound_tcp, inbound_udp, tcp_flows
 from netstack.engine.events import FlowClosed
+from netstack.engine.policy import FULL_ACCESS
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.engine.tcp_connection import TcpConnection
@@ -70,6 +71,9 @@ def check_bounds(stack: Stack) -> None:
     assert len(tcp._streams) <= len(tcp.table)
     assert len(tcp._half_open) <= min(len(tcp._streams), tcp_flows.MAX_HALF_OPEN)
     assert len(tcp._time_wait) <= len(tcp.table)
+    assert set(tcp.inbound._opening) <= set(tcp._streams)
+    assert len(tcp.inbound) <= inbound_tcp.MAX_OPENING
+    assert len(stack.inbound_udp.table) == len(stack.inbound_udp._by_number) <= inbound_udp.MAX_FLOWS
     assert len(stack._dns_port._sessions) <= len(tcp._streams)
     assert len(udp_flows.table) <= config.max_udp_flows
     assert len(udp_flows._unreplied) <= len(udp_flows.table)
@@ -138,7 +142,7 @@ FRAMES = st.binary(max_size=200) | st.builds(lambda rest: SAMPLES[0][:14] + rest
 
 @given(st.lists(FRAMES, max_size=12), st.booleans(), st.booleans())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
-def test_no_frame_raises(frames: list[bytes], verify: bool, in_one_batch: bool) -> None:
+def test_k3_l7_no_frame_raises(frames: list[bytes], verify: bool, in_one_batch: bool) -> None:
     """Conformance K3, L7; gvproxy defect 1."""
     stack = make_stack(network(verify=verify, **SMALL))
     host = HostModel(stack)
@@ -154,7 +158,7 @@ def test_no_frame_raises(frames: list[bytes], verify: bool, in_one_batch: bool) 
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_every_truncation_of_every_frame(verify: bool) -> None:
+def test_k3_every_truncation_of_every_frame(verify: bool) -> None:
     """Conformance K3."""
     for sample in SAMPLES:
         stack = make_stack(network(verify=verify))
@@ -252,6 +256,42 @@ class Anything(RuleBasedStateMachine):
             stack.dns_resolved(flow, data, now)
         self.flush()
 
+    @rule(
+        port=st.integers(1, 3),
+        source=st.sampled_from([(SERVER, 80), (SERVER, 80), (GATEWAY, 0), (GATEWAY, 53)]),
+        guest=st.sampled_from([GUEST, GUEST, GUEST, UNUSED, GATEWAY]),
+        data=st.sampled_from([b"", bytes(3000)]),
+        seed=st.integers(0, 9),
+    )
+    def somebody_calls_the_guest(self, port: int, source: tuple[str, int], guest: str, data: bytes, seed: int) -> None:
+        """From the very places that the guest talks to as well."""
+        client, place = (ip(source[0]), source[1]), (ip(guest), port)
+        if seed:
+            self.host.call(client, place, self.now)
+        else:
+            self.host.call_off(Random(seed), self.now)
+        self.host.send_to_guest(client, place, data, self.now)
+        self.flush()
+
+    @rule(flags=st.sampled_from(["SA", "SA", "SA", "S", "RA"]))
+    def the_guest_answers_calls(self, flags: str) -> None:
+        for key in [flow.key for flow in self.stack.tcp.inbound._opening.values()]:
+            acknowledgement, _ = self.last[key]
+            ports = [int.from_bytes(key[at : at + 2], "big") for at in (8, 10)]
+            segment = TCP(sport=ports[0], dport=ports[1], flags=flags, seq=1000, ack=acknowledgement % 2**32)
+            packet = IP(src=GUEST, dst=".".join(map(str, key[4:8]))) / segment
+            self.stack.receive_frame(bytes(Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / packet), self.now)
+        self.flush()
+
+    @rule(calls=st.booleans())
+    def the_kill_switch_is_pulled_for_a_moment(self, calls: bool) -> None:
+        self.stack.replace_policy(FULL_ACCESS, "test", self.now, final=True)
+        if calls:
+            self.host.call((ip(SERVER), 80), (ip(GUEST), 1), self.now)
+            self.flush()
+        self.stack.replace_policy(FULL_ACCESS, "test", self.now)
+        self.flush()
+
     @rule(seconds=st.sampled_from([0.001, 0.05, 1.0, 10.0, 31.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
         end = self.now + seconds
@@ -277,8 +317,11 @@ class Anything(RuleBasedStateMachine):
 
     @invariant()
     def both_sides_agree_on_what_lives(self) -> None:
-        sessions = {number for number, flow in self.stack.tcp._streams.items() if flow.session is not None}
-        assert set(self.host.streams) == set(self.stack.tcp._streams) - sessions
+        tcp = self.stack.tcp
+        sessions = {number for number, flow in tcp._streams.items() if flow.session is not None}
+        assert set(self.host.streams) == set(tcp._streams) - sessions - set(tcp.inbound._opening)
+        assert self.host.opening == set(tcp.inbound._opening) | set(tcp.inbound._resolving)
+        assert self.host.inbound_datagrams == set(self.stack.inbound_udp._by_number)
         assert set(self.host.mappings) == set(self.stack.udp._by_number)
         assert set(self.host.echoes) == set(self.stack.echo._by_number)
 
@@ -380,7 +423,7 @@ def quick(**changes: object) -> tuple[Stack, HostModel]:
     return stack, host
 
 
-def test_20_000_short_flows_leave_nothing_behind() -> None:
+def test_l8_f11_20_000_short_flows_leave_nothing_behind() -> None:
     """Conformance L8 and F11 in small: ten milliseconds apart, so that 2,000 and more are in TIME-WAIT at any time."""
     stack, host = quick()
     now = START
@@ -421,7 +464,7 @@ def living(kind: type) -> int:
     return sum(type(each) is kind for each in gc.get_objects())
 
 
-def test_memory_is_flat() -> None:
+def test_l8_memory_is_flat() -> None:
     """Conformance L8: nothing is kept of a flow that is over, in bytes."""
     stack, host = quick()
     now = START
@@ -442,7 +485,7 @@ def test_memory_is_flat() -> None:
     assert max(sizes) < 1.25 * min(sizes), sizes
 
 
-def test_the_same_ports_again_and_again() -> None:
+def test_f11_the_same_ports_again_and_again() -> None:
     """Conformance F11: a client that uses few ports, so each SYN finds its predecessor in TIME-WAIT."""
     stack, host = quick()
     now = START
@@ -460,7 +503,7 @@ def test_the_same_ports_again_and_again() -> None:
     }
 
 
-def test_a_flood_of_syns_leaves_other_flows_alone() -> None:
+def test_f1_l1_a_flood_of_syns_leaves_other_flows_alone() -> None:
     """Conformance F1, L1: 20,000 ports, at once. Half of the dials are answered, none of the handshakes completed."""
     stack, host = quick()
     stack.receive_frame(QuickGuest.segment(999, SYN, 1), START)
@@ -494,7 +537,7 @@ def test_a_flood_of_syns_leaves_other_flows_alone() -> None:
     assert len(stack.tcp._timers) <= 1024
 
 
-def test_datagrams_to_20_000_ports() -> None:
+def test_l4_datagrams_to_20_000_ports() -> None:
     """Conformance L4. From one port, whose socket has to serve all, and from 20,000."""
     for spread in (False, True):
         stack, host = quick()

@@ -117,7 +117,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("failure", "answer", "reason"), FAILURES.values(), ids=FAILURES)
-def test_the_guest_hears_what_the_host_heard(wire: VirtualWire, failure: int, answer: object, reason: str) -> None:
+def test_f10_the_guest_hears_what_the_host_heard(wire: VirtualWire, failure: int, answer: object, reason: str) -> None:
     """Conformance F10."""
     connection = dialling(wire)
     wire.stack.stream_failed(connection.flow, failure, wire.now)
@@ -180,7 +180,7 @@ def test_each_dial_has_its_own_30_seconds() -> None:
     assert wire.asked() == [AbortStream(second.flow)]
 
 
-def test_silent_destinations_delay_nobody(wire: VirtualWire) -> None:
+def test_l3_silent_destinations_delay_nobody(wire: VirtualWire) -> None:
     """Conformance L3, gvproxy defect 2."""
     for port in range(1000):
         wire.connection("198.18.0.1", 1 + port).syn()
@@ -256,7 +256,7 @@ def test_a_reset_instead_of_the_last_ack(wire: VirtualWire) -> None:
     assert reasons(wire) == ["reset by guest"]
 
 
-def test_data_and_fin_with_the_last_ack(wire: VirtualWire) -> None:
+def test_d6_data_and_fin_with_the_last_ack(wire: VirtualWire) -> None:
     """Conformance D6."""
     connection = dialling(wire)
     wire.stack.stream_opened(connection.flow, wire.now)
@@ -456,7 +456,7 @@ def test_flows_do_not_mix(wire: VirtualWire) -> None:
 # -- back-pressure ---------------------------------------------------------------------------------------------------
 
 
-def test_what_the_host_does_not_take_closes_the_guests_window(wire: VirtualWire) -> None:
+def test_l5_what_the_host_does_not_take_closes_the_guests_window(wire: VirtualWire) -> None:
     """Conformance L5: a host that never reads."""
     connection = wire.open_tcp()
     window = 65_535
@@ -481,7 +481,7 @@ def test_what_the_host_does_not_take_closes_the_guests_window(wire: VirtualWire)
     assert len(sent_bytes(wire.asked())) == 1460
 
 
-def test_what_the_guest_does_not_read_pauses_the_host(wire: VirtualWire) -> None:
+def test_f7_l5_what_the_guest_does_not_read_pauses_the_host(wire: VirtualWire) -> None:
     """Conformance F7, L5: bounded memory, and the host's socket is not read."""
     connection = wire.open_tcp()
     given = 0
@@ -592,7 +592,7 @@ def test_a_guest_whose_link_is_behind_holds_back_nobody_else() -> None:
 # -- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_half_open_flows_are_bounded(wire: VirtualWire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f1_half_open_flows_are_bounded(wire: VirtualWire, monkeypatch: pytest.MonkeyPatch) -> None:
     """Conformance F1: the oldest that is not complete makes room, others do not notice."""
     monkeypatch.setattr(tcp_flows, "MAX_HALF_OPEN", 5)
     alive = wire.open_tcp()
@@ -611,7 +611,7 @@ def test_half_open_flows_are_bounded(wire: VirtualWire, monkeypatch: pytest.Monk
     assert sent_bytes(wire.asked()) == b"still here"
 
 
-def test_a_full_table_refuses_at_once_and_recovers(wire_options: dict[str, object]) -> None:
+def test_f2_a_full_table_refuses_at_once_and_recovers(wire_options: dict[str, object]) -> None:
     """Conformance F2."""
     wire = VirtualWire(max_tcp_flows=3, **wire_options)
     connections = [wire.open_tcp(port=1000 + number) for number in range(3)]
@@ -761,7 +761,7 @@ def test_a_syn_with_strange_flags_beside_it_is_a_syn(wire: VirtualWire) -> None:
     connection.hear_one("SA")
 
 
-def test_the_same_ports_from_another_mac(wire: VirtualWire) -> None:
+def test_e9_the_same_ports_from_another_mac(wire: VirtualWire) -> None:
     """Conformance E9: an address that moves takes no connection with it."""
     connection = wire.open_tcp()
     wire.stack.neighbours._store(ip(GUEST), mac(OTHER_MAC), wire.now)
@@ -772,7 +772,7 @@ def test_the_same_ports_from_another_mac(wire: VirtualWire) -> None:
     assert wire.dropped == {"tcp-flow-of-another": 4}
 
 
-def test_segments_that_lie_about_their_header(wire: VirtualWire) -> None:
+def test_f9_k3_segments_that_lie_about_their_header(wire: VirtualWire) -> None:
     """Conformance F9, K3; with and without a flow they could belong to."""
     known = wire.open_tcp()
     for connection in (known, wire.connection()):

@@ -113,6 +113,11 @@ class Bench:
     def flush(self) -> None:
         self.flushes += 1
 
+    async def open_named(self, effect: OpenNamed) -> None:
+        """What the driver does with one."""
+        self.dialer.begin(effect.flow)
+        await self.dialer.open_named(effect)
+
     def closed(self) -> bool:
         """Whether every socket that was made is closed, except for what was taken over."""
         return all(sock.fileno() < 0 for sock in self.made if sock not in self.sockets.taken.values())
@@ -155,7 +160,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 async def test_the_first_address_that_answers(bench: Make, autojump_clock: trio.testing.MockClock) -> None:
     one = bench()
     one.upstream.zone[NAME, "A"] = [FIRST, SECOND]
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.stack.told == [("opened", 7, packed(FIRST))]
     assert one.attempts == [(FIRST, 443, 0.0)]
     assert list(one.sockets.taken) == [7]
@@ -176,7 +181,9 @@ async def test_one_known_address_needs_no_race(bench: Make, autojump_clock: trio
 
 
 @pytest.mark.parametrize("zone", [[FIRST, SECOND], ["10.0.0.7"], []], ids=["two", "an objection", "none"])
-async def test_all_else_is_for_the_race(bench: Make, autojump_clock: trio.testing.MockClock, zone: list[str]) -> None:
+async def test_c15_all_else_is_for_the_race(
+    bench: Make, autojump_clock: trio.testing.MockClock, zone: list[str]
+) -> None:
     """Conformance C15: nothing that is objected to is dialled, known or not."""
     one = bench()
     one.dialer._families = (1,)
@@ -192,7 +199,7 @@ async def test_names_are_dialled_through_the_nat_table(bench: Make, autojump_clo
     one.dialer._families = (1,)
     one.stack.real.settings = replace(one.stack.real.settings, nat={packed(FIRST): packed("127.0.0.1")})
     one.upstream.zone = {(NAME, "A"): [FIRST]}
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert [attempt[:2] for attempt in one.attempts] == [("127.0.0.1", 443)]
     assert one.stack.told == [("opened", 7, packed("127.0.0.1"))]
     assert one.dialer.open_at_once(OpenNamed(8, NAME, 443), trio.current_time())
@@ -207,7 +214,7 @@ async def test_families_take_turns(bench: Make, autojump_clock: trio.testing.Moc
     one.upstream.zone[NAME, "A"] = [FIRST, SECOND]
     one.upstream.zone[NAME, "AAAA"] = [FIRST_V6]
     one.plan = {FIRST_V6: (NEVER, 0), FIRST: (NEVER, 0), SECOND: (0.1, 0)}
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert [address for address, _, _ in one.attempts] == [FIRST_V6, FIRST, SECOND]
     assert [when for _, _, when in one.attempts] == [0, ATTEMPT_DELAY, 2 * ATTEMPT_DELAY]
     assert one.stack.told == [("opened", 7, packed(SECOND))]
@@ -218,7 +225,7 @@ async def test_a_refusal_starts_the_next_at_once(bench: Make, autojump_clock: tr
     one = bench()
     one.upstream.zone[NAME, "A"] = [FIRST, SECOND]
     one.plan = {FIRST: (0.01, errno.ECONNREFUSED)}
-    await one.dialer.open_named(OpenNamed(7, NAME, 22))
+    await one.open_named(OpenNamed(7, NAME, 22))
     assert one.attempts == [(FIRST, 22, 0.0), (SECOND, 22, 0.01)]
     assert one.stack.told == [("opened", 7, packed(SECOND))]
 
@@ -231,7 +238,7 @@ async def test_all_fail(bench: Make, autojump_clock: trio.testing.MockClock, num
     one = bench()
     one.upstream.zone[NAME, "A"] = [FIRST, SECOND]
     one.plan = {FIRST: (0, errno.EHOSTUNREACH), SECOND: (0.5, number)}
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.stack.told == [("failed", 7, failure)]
     assert one.closed()
 
@@ -240,7 +247,7 @@ async def test_an_early_attempt_may_still_win(bench: Make, autojump_clock: trio.
     one = bench()
     one.upstream.zone[NAME, "A"] = [FIRST, SECOND]
     one.plan = {FIRST: (0.4, 0), SECOND: (1, 0)}
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.stack.told == [("opened", 7, packed(FIRST))]
     assert one.closed()
 
@@ -250,7 +257,7 @@ async def test_no_more_than_so_many_are_tried(bench: Make, autojump_clock: trio.
     addresses = [f"93.184.216.{last}" for last in range(1, 60)]
     one.upstream.zone[NAME, "A"] = addresses
     one.plan = dict.fromkeys(addresses, (0, errno.ECONNREFUSED))
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert len(one.attempts) == MAX_ATTEMPTS
 
 
@@ -261,7 +268,7 @@ async def test_C15_only_what_may_be_dialled_is(bench: Make, autojump_clock: trio
     one = bench()
     one.upstream.zone[NAME, "A"] = ["10.0.0.5", "127.0.0.1", FIRST, "169.254.169.254", "192.168.127.254"]
     one.upstream.zone[NAME, "AAAA"] = ["::ffff:10.0.0.5", "::1", "64:ff9b::a00:1", "fd00:ec2::254"]
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.attempts == [(FIRST, 443, 0.0)]
 
 
@@ -276,7 +283,7 @@ async def test_C15_nothing_is_dialled(
     one = bench()
     one.upstream.zone[NAME, "A"] = [address]
     one.upstream.zone[NAME, "AAAA"] = ["fec0::1"]
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.attempts == []
     ((word, flow, told),) = one.stack.told
     assert (word, flow) == ("objected", 7)
@@ -286,8 +293,8 @@ async def test_C15_nothing_is_dialled(
 async def test_C15_an_address_rule_lets_it(bench: Make, autojump_clock: trio.testing.MockClock) -> None:
     one = bench(NAME, "10.0.0.0/8:443")
     one.upstream.zone[NAME, "A"] = ["10.0.0.5"]
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
-    await one.dialer.open_named(OpenNamed(8, NAME, 80))
+    await one.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(8, NAME, 80))
     assert one.attempts == [("10.0.0.5", 443, 0.0)]
     assert one.stack.told == [("opened", 7, packed("10.0.0.5")), ("objected", 8, "private-address")]
 
@@ -308,7 +315,7 @@ async def test_datagrams_get_an_ipv4_address(bench: Make, autojump_clock: trio.t
 
 async def test_a_name_without_addresses(bench: Make, autojump_clock: trio.testing.MockClock) -> None:
     one = bench()
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.stack.told == [("failed", 7, effects.NO_ADDRESS)]
 
 
@@ -316,7 +323,7 @@ async def test_answers_are_kept(bench: Make, autojump_clock: trio.testing.MockCl
     one = bench()
     one.upstream.zone = {(NAME, "A"): [FIRST], (NAME, "AAAA"): [FIRST_V6]}
     for flow in range(3):
-        await one.dialer.open_named(OpenNamed(flow, NAME, 443))
+        await one.open_named(OpenNamed(flow, NAME, 443))
     assert sorted(one.upstream.asked) == [(NAME, "A"), (NAME, "AAAA")]
 
 
@@ -328,7 +335,7 @@ async def test_one_question_at_a_time(bench: Make, autojump_clock: trio.testing.
     one.upstream.delay = 1.0
     async with trio.open_nursery() as nursery:
         for flow in range(200):
-            nursery.start_soon(one.dialer.open_named, OpenNamed(flow, NAME, 443))
+            nursery.start_soon(one.open_named, OpenNamed(flow, NAME, 443))
     assert [kind for _, kind in one.upstream.asked].count("A") == 1
     assert len(one.sockets.taken) == 200
 
@@ -338,9 +345,9 @@ async def test_who_asked_first_may_leave(bench: Make, autojump_clock: trio.testi
     one.upstream.zone[NAME, "A"] = [FIRST]
     one.upstream.delay = 1.0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.dialer.open_named, OpenNamed(1, NAME, 443))
+        nursery.start_soon(one.open_named, OpenNamed(1, NAME, 443))
         await trio.sleep(0.5)
-        nursery.start_soon(one.dialer.open_named, OpenNamed(2, NAME, 443))
+        nursery.start_soon(one.open_named, OpenNamed(2, NAME, 443))
         await trio.sleep(0.1)
         one.dialer.cancel(1)
     assert one.stack.told == [("opened", 2, packed(FIRST))]
@@ -357,7 +364,7 @@ async def test_a_flow_that_ends_meanwhile(bench: Make, autojump_clock: trio.test
     one.upstream.delay = 1.0
     one.plan = {FIRST: (NEVER, 0), SECOND: (NEVER, 0)}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.dialer.open_named, OpenNamed(7, NAME, 443))
+        nursery.start_soon(one.open_named, OpenNamed(7, NAME, 443))
         await trio.sleep(when)
         one.dialer.cancel(7)
     assert one.stack.told == []
@@ -372,7 +379,7 @@ async def test_a_flow_that_ends_as_its_dial_does(bench: Make, autojump_clock: tr
         one.upstream.zone[NAME, "A"] = [FIRST]
         one.plan = {FIRST: (1.0, 0)}
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.dialer.open_named, OpenNamed(7, NAME, 443))
+            nursery.start_soon(one.open_named, OpenNamed(7, NAME, 443))
             await trio.sleep(1.0 + early)
             one.dialer.cancel(7)
         assert one.closed()
@@ -390,8 +397,20 @@ async def test_no_descriptors_left(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(dialer, "new_stream_socket", none_left)
-    await one.dialer.open_named(OpenNamed(7, NAME, 443))
+    await one.open_named(OpenNamed(7, NAME, 443))
     assert one.stack.told == [("failed", 7, effects.NO_RESOURCES)]
+
+
+async def test_d7_a_flow_that_ends_before_its_dial_has_begun(bench: Make) -> None:
+    """Hello and reset in one batch: the task that was to dial has not had its turn yet."""
+    one = bench()
+    one.upstream.zone[NAME, "A"] = [FIRST]
+    one.plan = {FIRST: (0, 0)}
+    async with trio.open_nursery() as nursery:
+        one.dialer.begin(7)
+        nursery.start_soon(one.dialer.open_named, OpenNamed(7, NAME, 443))
+        one.dialer.cancel(7)
+    assert (one.attempts, one.sockets.taken, one.stack.told) == ([], {}, [])
 
 
 async def test_a_thousand_black_holes_delay_nobody(bench: Make, autojump_clock: trio.testing.MockClock) -> None:
@@ -401,11 +420,11 @@ async def test_a_thousand_black_holes_delay_nobody(bench: Make, autojump_clock: 
     async with trio.open_nursery() as nursery:
         for flow in range(1000):
             one.upstream.zone[f"n{flow}.example.com", "A"] = [FIRST]
-            nursery.start_soon(one.dialer.open_named, OpenNamed(flow, f"n{flow}.example.com", 443))
+            nursery.start_soon(one.open_named, OpenNamed(flow, f"n{flow}.example.com", 443))
         await trio.testing.wait_all_tasks_blocked()
         one.upstream.zone[NAME, "A"] = [SECOND]
         start = trio.current_time()
-        await one.dialer.open_named(OpenNamed(1000, NAME, 443))
+        await one.open_named(OpenNamed(1000, NAME, 443))
         assert trio.current_time() - start < 0.01
         assert one.stack.told == [("opened", 1000, packed(SECOND))]
         for flow in range(1000):

@@ -192,3 +192,15 @@ def test_qemu_is_told_by_its_package(monkeypatch: pytest.MonkeyPatch):
     check = doctor.check_qemu()
     assert (check.state, check.found) == ("limited", "no qemu-system-aarch64 on PATH")
     assert "qemu-system-arm" in check.advice
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_makes_frames_cheap(monkeypatch: pytest.MonkeyPatch, there: bool):
+    monkeypatch.setattr(doctor, "available", lambda: there)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: object() if there and name == "numpy" else None)
+    calls, sums = doctor.check_batch_calls(), doctor.check_large_sums()
+    assert [calls.state, sums.state] == ["ok" if there else "limited"] * 2
+    assert ("sendmmsg, used" in calls.found) is there
+    assert ("netstack[jumbo]" in sums.advice) is not there
+    assert doctor.check_batch_calls in doctor.CHECKS
+    assert doctor.check_large_sums in doctor.CHECKS

@@ -448,7 +448,7 @@ async def test_questions_under_way_end_with_the_gateway() -> None:
 # -- links that come and go ------------------------------------------------------------------------------------------
 
 
-async def test_flows_end_with_their_link() -> None:
+async def test_l6_flows_end_with_their_link() -> None:
     """Conformance L6."""
     ended = trio.Event()
 

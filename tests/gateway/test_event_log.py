@@ -120,7 +120,7 @@ def test_every_kind_of_event_has_a_name():
 
 
 @given(st.text())
-def test_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchanged(text: str):
+def test_j6_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchanged(text: str):
     """Conformance J6: a host name in DHCP, a name in DNS, SNI, Host or QUIC cannot add a line or a key."""
     refused = Verdict(REFUSE, "tls", "name-not-allowed", "", text, "sni")
     for key, event in (

@@ -117,7 +117,7 @@ async def test_unexpose_ends_the_listening_and_on_request_the_connections() -> N
         assert raised.value.status == 500
 
 
-async def test_what_is_exposed_is_listed_in_order() -> None:
+async def test_h5_what_is_exposed_is_listed_in_order_and_once() -> None:
     async with called() as net, called() as other:
         forwards = net.gateway.forwards
         made = await forwards.expose("tcp", "127.0.0.1:0", f"{ADDRESS}:80")
@@ -190,6 +190,15 @@ def test_an_ssh_remote_and_its_defaults() -> None:
     assert target == GuestSocket(address, 22, "core", "/run/podman.sock", "/k ey", "p&q")
     assert "p&q" not in repr(target), "no secret in a log"
     assert parse_unix_remote("ssh-tunnel://u@192.168.127.2:2222/s?key=k") == GuestSocket(address, 2222, "u", "/s", "k")
+
+
+async def test_h1_a_forward_that_everybody_reaches_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async with called() as net:
+        await exposed(net, ECHO)
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+        for count, local in enumerate((":0", "0.0.0.0:0", "[::]:0"), 1):
+            await exposed(net, ECHO, local)
+            assert caplog.text.count("whoever reaches this host reaches it") == count
 
 
 # -- IPv6, unix --------------------------------------------------------------------------------------------------------
@@ -316,7 +325,7 @@ async def test_a_host_without_descriptors_lets_them_wait(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(port_forwards, "PAUSE", 0.01)
-    fails = [OSError(24, "Too many open files")]
+    fails = [OSError(24, "Too many open files") for _ in range(5)]
     accept = socket.socket.accept
 
     def scarce(sock: socket.socket) -> object:
@@ -330,7 +339,7 @@ async def test_a_host_without_descriptors_lets_them_wait(
         async with await trio.open_tcp_stream("127.0.0.1", port) as client:
             await client.send_all(b"x")
             assert await client.receive_some(1) == b"x"
-    assert "Too many open files; connections wait" in caplog.text
+    assert caplog.text.count("Too many open files; connections wait") == 1
 
 
 def test_which_clients_a_guest_may_see() -> None:

@@ -392,7 +392,7 @@ async def test_close_comes_after_the_last_byte(side: Side) -> None:
         assert received == [data]
 
 
-async def test_streams_that_linger_are_bounded(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_k6_l5_streams_that_linger_are_bounded(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """Conformance K6, L5: a peer that never reads holds a descriptor of a flow that the engine has forgotten."""
     monkeypatch.setattr(host_streams, "MAX_LINGERING", 2)
     peers = [await side.connect(flow) for flow in (1, 2, 3)]

@@ -6,12 +6,15 @@ import errno
 import gc
 import os
 
+import dns.message
+import dns.rcode
 import pytest
 import trio
 from callee import ADDRESS, CLOSED, EAGER, ECHO, GATEWAY, GREETING, RESETS, SILENT, Called, called, until
 
 from netstack.engine.events import FlowRefused
 from netstack.gateway import inbound
+from netstack.gateway.resolver import Resolver
 
 
 async def read_all(stream: trio.SocketStream) -> bytes:
@@ -134,6 +137,51 @@ async def test_a_service_in_the_network_for_guests_and_for_us() -> None:
         await until(lambda: [segment for segment in net.guest.heard if segment.dport == 40_002])
         assert [str(segment.flags) for segment in net.guest.heard if segment.dport == 40_002] == ["RA"]
         assert len(net.told(FlowRefused)) == 1, "the second is not the tenth"
+
+
+async def test_names_are_answered_to_us_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions in one piece: one of a zone, one whose answer comes from upstream, and then the client's end."""
+
+    async def ask(_resolver: object, message: bytes) -> bytes:
+        await trio.sleep(0.01)
+        return dns.message.make_response(dns.message.from_wire(message)).to_wire()
+
+    monkeypatch.setattr(Resolver, "begin", lambda *_: False)
+    monkeypatch.setattr(Resolver, "ask", ask)
+    questions = [dns.message.make_query(name, "A") for name in ("gateway.containers.internal", "example.org")]
+    async with called() as net, await net.gateway.dial_guest(GATEWAY, 53) as stream:
+        wires = [question.to_wire() for question in questions]
+        await stream.send_all(b"".join(len(wire).to_bytes(2, "big") + wire for wire in wires))
+        await stream.send_eof()
+        data, answers = await read_all(stream), {}
+        while data:
+            size = int.from_bytes(data[:2], "big")
+            answer = dns.message.from_wire(data[2 : 2 + size])
+            answers[answer.id] = answer
+            data = data[2 + size :]
+        assert [record.address for record in answers[questions[0].id].answer[0]] == [GATEWAY]
+        assert answers[questions[1].id].rcode() == dns.rcode.NOERROR
+        assert net.gateway.driver.stack._dns_port._sessions == {}
+    async with called() as net, await net.gateway.dial_guest(GATEWAY, 53) as stream:
+        await stream.send_all(b"\0\3abc")
+        assert await read_all(stream) == b"", "what is no DNS ends it"
+
+
+async def test_a_host_without_descriptors_refuses_its_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(stream: trio.SocketStream, client: tuple[str, int]) -> None:
+        raise AssertionError("no stream could be made")
+
+    def none_left() -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with called() as net:
+        net.gateway.serve_in_network(80, never)
+        monkeypatch.setattr(inbound, "_pair", none_left)
+        await net.guest.open(80)
+        await until(lambda: net.guest.heard)
+        assert str(net.guest.heard.pop().flags) == "RA"
+        with pytest.raises(OSError, match="Too many open files"):
+            await net.gateway.dial_guest(ADDRESS, ECHO)
 
 
 async def test_a_service_that_fails_or_is_full(

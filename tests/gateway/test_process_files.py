@@ -64,7 +64,9 @@ def test_another_processs_file_is_left_alone(tmp_path: Path):
 
 def test_a_pid_file_that_cannot_be_written_is_a_failure(tmp_path: Path):
     with (
-        pytest.raises(RunFailed, match=f"pid file {tmp_path}/none/pid: No such file or directory"),
+        pytest.raises(
+            RunFailed, match=f"failed to create pidfile: open {tmp_path}/none/pid: No such file or directory"
+        ),
         pid_file(tmp_path / "none" / "pid"),
     ):
         pass
@@ -80,6 +82,16 @@ def test_a_log_file_is_emptied_first_and_holds_gvproxys_lines(tmp_path: Path):
     lines = [LOGRUS.fullmatch(line) for line in path.read_text().splitlines()]
     assert [line and line[1] for line in lines] == ["info", "warning", "error", "fatal"]
     assert all(line and json.loads(line[2]).endswith(': "quoted"\nand on') for line in lines)
+
+
+def test_a_log_file_that_was_rotated_is_made_again(tmp_path: Path):
+    path = tmp_path / "log"
+    with fresh_root() as root:
+        start_logging("info", "plain", path)
+        root.info("before")
+        path.rename(tmp_path / "log.1")
+        root.info("behind")
+    assert [each.read_text() for each in (tmp_path / "log.1", path)] == ["netstack: before\n", "netstack: behind\n"]
 
 
 def test_json_is_an_object_a_line_with_what_was_raised(capsys: pytest.CaptureFixture[str]):

@@ -247,6 +247,35 @@ def test_process_preparation_raises_the_limit_of_open_files(monkeypatch: pytest.
     assert limits == [(5000, 5000)]
 
 
+async def test_sighup_ends_no_gateway_that_has_a_file(tmp_path: Path):
+    for files, wanted in (({"log_file": tmp_path / "log"}, True), ({"events": tmp_path / "events"}, True), ({}, False)):
+        config = configuration(**files)
+        gateway = Gateway(config, Attachments())
+        async with trio.open_nursery() as nursery:
+            assert run_command._refresh(gateway, nursery) is wanted
+            if gateway._events is not None:
+                nursery.start_soon(gateway._events.run)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+
+
+async def test_a_machine_on_vpnkits_link_is_told_the_mac_of_its_uuid(tmp_path: Path):
+    uuid, mac = "0f0f0f0f-0000-4000-8000-0123456789ab", bytes.fromhex("020000000007")
+    specs = (ListenLink("vpnkit", UnixEndpoint(tmp_path / "vpnkit")),)
+    config = RunConfig(network=network_settings(), links=specs, vpnkit_macs={uuid: mac})
+    gateway = Gateway(config, open_attachments(specs, 1500, vpnkit_macs=config.vpnkit_macs))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(gateway.run)
+        guest = await trio.open_unix_socket(tmp_path / "vpnkit")
+        async with guest:
+            await guest.send_all(bytes(49) + b"\x01" + uuid.upper().encode() + bytes(4))
+            received = b""
+            while len(received) < 49 + 258:
+                received += await guest.receive_some(4096)
+            assert received[49 + 5 : 49 + 11] == mac
+        gateway.stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_command_is_ready_says_so_and_ends_on_a_signal(number: int, tmp_path: Path):
     path = tmp_path / "vfkit"
@@ -276,7 +305,7 @@ def access(gateway: Gateway) -> str:
     return gateway.driver.stack.judge.policy.access
 
 
-async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
+async def test_i8_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket]):
     """Conformance I8. The file is read in a thread; what was asked for later is what is in force."""
     reading, go_on = threading.Event(), threading.Event()
 
@@ -299,7 +328,7 @@ async def test_a_kill_while_the_file_is_read_wins(pair: tuple[int, socket.socket
     gateway._attachments.close()
 
 
-async def test_a_file_that_cannot_be_used_leaves_what_is_in_force(
+async def test_i1_i2_a_file_that_cannot_be_used_leaves_what_is_in_force(
     pair: tuple[int, socket.socket], caplog: pytest.LogCaptureFixture
 ):
     """Conformance I1, I2: also the kill switch stays on."""

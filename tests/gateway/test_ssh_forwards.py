@@ -1,4 +1,4 @@
-"""Unix sockets that lead to a guest's by SSH, to asyncssh as its server, on the loopback; tests/guest has an sshd."""
+"""Unix sockets that lead to a guest's by SSH, with asyncssh as its server here. tests/guest has a real one."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Made with dnspython. Prints one line a question: `PROTOCOL NAME TYPE`. Names under `guest.test`:
     www A, AAAA     text TXT (one of 300 bytes in two strings)     mail MX     _imaps._tcp SRV     ca CAA     web HTTPS
     alias CNAME www     four A x4     big TXT of 3,000 bytes: TC over UDP, whole over TCP
-    servfail SERVFAIL     refused REFUSED     slow answers after 1.5 s     empty no data of any type but TXT
+    servfail SERVFAIL     refused REFUSED     slow answers once hurry is asked for     empty no data of any type but TXT
     any-... A, AAAA, as many names as a test needs
 Everything else there is NXDOMAIN, with the SOA.
 """
@@ -35,12 +35,14 @@ RECORDS = {
     ("four", "A"): [f"198.51.100.{last}" for last in (11, 12, 13, 14)],
     ("big", "TXT"): [f'"{text}"' for text in BIG],
     ("slow", "A"): ["203.0.113.9"],
+    ("hurry", "A"): ["203.0.113.10"],
     ("empty", "TXT"): ['"here"'],
 }
 TTL = 300
 SOA = dns.rrset.from_text(ZONE, 60, "IN", "SOA", "ns.guest.test. admin.guest.test. 1 3600 600 86400 60")
 RCODES = {"servfail": dns.rcode.SERVFAIL, "refused": dns.rcode.REFUSED}
-SLOW_SECONDS = 1.5
+SLOW: list[asyncio.Event] = []
+"""What questions for `slow` wait for: the next one for `hurry`."""
 
 
 def answer(query: dns.message.Message) -> dns.message.Message:
@@ -71,12 +73,17 @@ def answer(query: dns.message.Message) -> dns.message.Message:
 
 
 async def respond(wire: bytes, protocol: str) -> bytes:
-    """Answer one message, late if its name says so; note it on stdout."""
+    """Answer one message, if its name is `slow` once somebody has asked for `hurry`; note it on stdout."""
     query = dns.message.from_wire(wire)
     question = query.question[0]
     print(protocol, question.name.to_text(), dns.rdatatype.to_text(question.rdtype), flush=True)
-    if question.name.labels[0].lower() == b"slow":
-        await asyncio.sleep(SLOW_SECONDS)
+    first = question.name.labels[0].lower() if len(question.name) else b""
+    if first == b"hurry":
+        while SLOW:
+            SLOW.pop().set()
+    elif first == b"slow":
+        SLOW.append(asyncio.Event())
+        await SLOW[-1].wait()
     reply = answer(query)
     limit = 65535 if protocol == "tcp" else max(512, query.payload if query.edns >= 0 else 0)
     whole = reply.to_wire(max_size=65535)

@@ -64,7 +64,7 @@ def test_sockets_are_the_owners_alone(fresh, link: str) -> None:
 
 @pytest.mark.parametrize("link", ["dgram", "stream"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_vm_restarts_on_the_same_socket(fresh, link: str, number: int) -> None:
+def test_l6_vm_restarts_on_the_same_socket(fresh, link: str, number: int) -> None:
     """Conformance L6: the guest goes in the middle of a transfer, another comes on the same socket; three times."""
     network = fresh(link)
     for _ in range(3):

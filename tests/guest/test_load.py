@@ -72,7 +72,7 @@ def ask(network: Network, at: tuple[str, int], text: bytes) -> bytes:
         return connection.recv(1000)
 
 
-def test_64_clients_at_once(network: Network) -> None:
+def test_l9_64_clients_at_once(network: Network) -> None:
     """Conformance L9: connect, ask, close; 64 at a time, 20 rounds each. Where ten dials fill the table this stalls."""
     with upper_case_server(network) as at, ThreadPoolExecutor(64) as pool:
         words = [b"word %d" % number for number in range(64 * 20)]
@@ -98,7 +98,7 @@ def test_a_thousand_idle_flows(network: Network, record_property) -> None:
                 assert flow.recv(100) == b"STILL THERE"
 
 
-def test_dials_that_hang_delay_nobody(network: Network) -> None:
+def test_l3_dials_that_hang_delay_nobody(network: Network) -> None:
     """Conformance L3, small: 300 connects to a silent address under way, and others go through."""
     waiting = [network.guest.socket() for _ in range(300)]
     with closing_all(*waiting), upper_case_server(network) as at:
@@ -111,7 +111,7 @@ def test_dials_that_hang_delay_nobody(network: Network) -> None:
         assert not select.select([], waiting, [], 0)[1]
 
 
-def test_udp_to_thousands_of_ports(network: Network) -> None:
+def test_l4_udp_to_thousands_of_ports(network: Network) -> None:
     """Conformance L4, small: a datagram each to 3,000 ports, most of them refused; a conversation goes on."""
     with (
         upper_case_server(network) as at,

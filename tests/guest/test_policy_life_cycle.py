@@ -213,8 +213,8 @@ def test_J5_a_real_guest_replayed(guest: Callable[..., Guest], tmp_path: Path) -
         [f"http://{SITE}:8443/"],
         [f"http://{SITE_TOO}:8080/"],
     ):
-        one.curl("-m", "5", *arguments)
-    one.namespace.run("dig", "+time=2", "+tries=1", "evil.test", "TXT")
+        one.curl("-m", "20", *arguments)
+    one.namespace.run("dig", "+time=10", "+tries=1", "evil.test", "TXT")
     one.namespace.run("ping", "-c1", "-W1", ATTACKER, check=False)
     assert one.network.gateway.stop() == 0
     told = [event for event in one.network.gateway.events() if event["event"] in ("flow_opened", "flow_refused")]

@@ -215,18 +215,18 @@ def test_a_name_on_another_port_is_reached_at_the_address_that_dns_gave(sandbox:
 def test_nothing_at_all(sandbox: Sandbox, outside: Outside, tmp_path: Path, option: str) -> None:
     """The command runs, its card is there, and no question of its leaves."""
     before = len(outside.asked())
+    disabled = "disabled" in option.lower()
     done = sandbox(
         option,
         f"""
         ip -4 -o address show dev eth0 | grep -c 192.168.127.2
         curl -sS -m 20 http://{SITE}/peer >/dev/null 2>&1; echo $?
-        dig +short +time=1 +tries=1 pypi.org >/dev/null; echo $?
+        dig +short +time={1 if disabled else 20} +tries=1 pypi.org >/dev/null; echo $?
         exit 5
         """,
         check=False,
     )
     assert done.returncode == 5
-    disabled = "disabled" in option.lower()
     assert done.stdout.split() == ["1", "7", "9" if disabled else "0"]
     assert len(outside.asked()) == before
     refused = [event["reason_code"] for event in events_of(tmp_path, "flow_refused")]
@@ -254,7 +254,7 @@ def test_a_hook_has_its_say(sandbox: Sandbox, outside: Outside, tmp_path: Path, 
             f"""
             curl -sSf -m 20 https://files.pythonhosted.org/bytes/10 | wc -c
             curl -sS -m 20 http://pypi.org/peer
-            timeout 20 curl -sS -m 1 http://{SITE}:8080/ 2>/dev/null; echo $?
+            curl -sS -m {1 if may_allow else 20} http://{SITE}:8080/ 2>/dev/null; echo $?
             """,
         )
     said = done.stdout.splitlines()
@@ -307,7 +307,7 @@ def replaced(network: Network, count: int) -> list[dict[str, object]]:
     return network.gateway.events("policy_replaced")
 
 
-def test_reload_kill_switch_and_back(running: Callable[..., Network], outside: Outside, tmp_path: Path) -> None:
+def test_i5_i6_reload_kill_switch_and_back(running: Callable[..., Network], outside: Outside, tmp_path: Path) -> None:
     """Conformance I5, I6: live flows that the new policy refuses are reset, the others live on."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(f"policy:\n  allow_net:\n    - pypi.org\n    - {FILES}:9000\n    - {ATTACKER}:9000\n")

@@ -62,7 +62,7 @@ def test_a_vm_gets_network(fresh, machine: Machine, link: str) -> None:
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_a_vm_comes_back(fresh, tmp_path: Path, link: str) -> None:
+def test_l6_a_vm_comes_back(fresh, tmp_path: Path, link: str) -> None:
     """Conformance L6 with the real thing: QEMU killed, QEMU started again on the same socket."""
     network = fresh(link, plug=False)
     script = """

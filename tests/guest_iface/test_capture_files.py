@@ -1,4 +1,4 @@
-"""Captures of some frames, of their beginnings, into rows of files and to readers: all of it judged by Wireshark's tools."""
+"""Captures of some frames, of their beginnings, into rows of files and to readers, judged by Wireshark's tools."""
 
 from __future__ import annotations
 

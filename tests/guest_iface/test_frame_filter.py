@@ -1,4 +1,4 @@
-"""The filter language: frames made by scapy, words that read back the same, and what is said of words that cannot be."""
+"""The filter language: scapy's frames, words that read back the same, and what is said of words that cannot be read."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ terms = st.one_of(
               addresses, st.integers(0, 32), sides),
     st.builds(lambda one, other, side: Port(min(one, other), max(one, other), side), ports, ports, sides),
     st.builds(EtherHost, st.binary(min_size=6, max_size=6), sides),
-    st.builds(lambda protocol, one, other: Flow(FlowEnds(protocol, one, other)), st.sampled_from([1, 6, 17, 58]), ends, ends),
+    st.builds(lambda kind, one, other: Flow(FlowEnds(kind, one, other)), st.sampled_from([1, 6, 17, 58]), ends, ends),
     st.integers(0, 10**17).map(NumberedFlow),
     st.sampled_from(["pypi.org", "*.pypi.org", "a", "xn--bcher-kva.example"]).map(Name),
 )  # fmt: skip

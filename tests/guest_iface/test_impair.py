@@ -1,5 +1,5 @@
-"""What impairments do to 10,000 frames: shares, delays, order, on time that is a number. Seeds are fixed, so that nothing
-here is a matter of luck; tolerances are four standard deviations of the share or the mean that was asked for.
+"""What impairments do to 10,000 frames: shares, delays, order, on time that is a number. Seeds are fixed, so that
+nothing here is a matter of luck; tolerances are four deviations of the share or the mean that was asked for.
 """
 
 from __future__ import annotations

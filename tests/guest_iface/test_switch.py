@@ -277,7 +277,7 @@ def test_any_traffic_keeps_the_rules(traffic: list[tuple[int, list[bytes], float
         assert all(owners[one[6:12]] == net.ports[port] for one in for_gateway)
 
 
-def test_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
+def test_e13_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
     """Conformance E13: what goes from guest to guest here passes by every policy."""
     noted: list[str] = []
     net = Net(3)
@@ -297,7 +297,7 @@ def test_guests_kept_apart_reach_the_gateway_and_nobody_else() -> None:
     assert net.taken() == [[], [frame(B, A)], []]
 
 
-def test_guests_kept_apart_have_one_mac_each() -> None:
+def test_e9_e11_guests_kept_apart_have_one_mac_each() -> None:
     """Conformance E9, E11: one card at a time, so one lease at a time. Another comes in when that one is silent."""
     net = Net(2)
     assert net.send(0, frame(GATEWAY, A), frame(GATEWAY, C)) == [frame(GATEWAY, A), frame(GATEWAY, C)]
@@ -318,6 +318,19 @@ def test_keeping_apart_forgets_nobody_who_is_alone() -> None:
     net.switch.keeps_apart = True
     net.switch.egress([frame(A, GATEWAY)])
     assert net.taken() == [[frame(A, GATEWAY)], []]
+
+
+def test_keeping_apart_when_the_last_to_speak_is_forgotten_and_another_is_not() -> None:
+    """What A said right after B did not count as news of A, so that A is the first to be forgotten."""
+    switch = Switch(GATEWAY)
+    port = switch.attach(RecordingLink())
+    for mac, when in ((A, 0.0), (B, 0.5), (A, 0.9)):
+        assert switch.ingress(port, [frame(GATEWAY, mac)], when)
+    now = AGEING_TIME + 0.2
+    assert [entry.mac for entry in switch.table(now)] == [B]
+    switch.keeps_apart = True
+    assert switch.ingress(port, [frame(GATEWAY, C)], now) == [frame(GATEWAY, C)]
+    assert [entry.mac for entry in switch.table(now)] == [C]
 
 
 def test_offload_is_that_of_the_link_a_guest_is_on() -> None:

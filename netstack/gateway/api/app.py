@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from netstack.config import RunConfig
-from netstack.gateway.api.endpoints import ApiListener, Endpoint
+from netstack.config import Endpoint, RunConfig
+from netstack.gateway.api.endpoints import ApiListener
 from netstack.gateway.api.raw_paths import RawPaths
 from netstack.gateway.api.request_head import BadRequest
 from netstack.gateway.api.streams import TIMEOUT, RequestStream
-from netstack.setting_values import parse_endpoint
+from netstack.setting_values import STREAM_SCHEMES, parse_endpoint
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,8 +32,6 @@ FULL: Final = frozenset(("/connect", "/tunnel"))
 """What a `listen` endpoint has besides requests."""
 SERVICES: Final = frozenset(("/tunnel",))
 """The same of a `services` endpoint: nobody gets a network card there."""
-
-_SCHEMES: Final = ("unix", "tcp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +49,8 @@ class ApiOptions:
     def of(cls, config: RunConfig) -> ApiOptions:
         """What a configuration says. Raises ConfigError for an endpoint that is none."""
         return cls(
-            listen=tuple(parse_endpoint(url, "listen", _SCHEMES) for url in config.api_listen),
-            services=parse_endpoint(config.services, "services", _SCHEMES) if config.services else None,
+            listen=tuple(parse_endpoint(url, "listen", STREAM_SCHEMES) for url in config.api_listen),
+            services=parse_endpoint(config.services, "services", STREAM_SCHEMES) if config.services else None,
             token=config.api_token or "",
         )
 

@@ -10,8 +10,9 @@ from typing import Final
 import trio
 
 from guest_iface.link import LinkError
+from guest_iface.listener import bind_vsock
 from guest_iface.unix_socket import BoundPath, bind_unix
-from netstack.config import TcpEndpoint, UnixEndpoint
+from netstack.config import Endpoint, TcpEndpoint, UnixEndpoint, VsockEndpoint
 from netstack.gateway import RunFailed
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ BACKLOG: Final = 4096
 RETRY_PAUSE: Final = 0.1
 """Seconds until the next try after accepting has failed."""
 
-Endpoint = UnixEndpoint | TcpEndpoint
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
 
 
@@ -40,6 +40,12 @@ class ApiListener:
             except LinkError as error:
                 raise RunFailed(str(error)) from error
             self.name = f"unix://{endpoint.path}"
+        elif isinstance(endpoint, VsockEndpoint):
+            try:
+                sock = bind_vsock(endpoint.cid, endpoint.port)
+            except LinkError as error:
+                raise RunFailed(str(error)) from error
+            self.name = f"vsock://{'' if endpoint.cid is None else endpoint.cid}:{endpoint.port}"
         else:
             sock = _bind_tcp(endpoint)
             host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
