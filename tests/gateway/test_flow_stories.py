@@ -5,13 +5,23 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from engine.wire_guest import GUEST, SERVER, ip
+import trio
+from conformance.live import Live, listener
+from conformance.policy_wire import NAME, SITE
+from conformance.recorded import answer
+from engine.wire_guest import GUEST, HOST_ALIAS, SERVER, ip
+from scapy.layers.inet import IP, TCP
+from wire import hellos
 
+from netstack.config import network_settings
 from netstack.engine.counters import LossTotals
 from netstack.engine.events import DnsEvent, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.snapshot import ConnectionSnapshot, FlowSnapshot
 from netstack.engine.verdict import ALLOW, REFUSE, Verdict
+from netstack.gateway.driver import Driver
 from netstack.gateway.flow_stories import MAX_FLOWS, MAX_QUESTIONS, MAX_STEPS, FlowStories
+from netstack.gateway.resolver import AnswersDns
+from netstack.network_spec import NetworkSpec
 
 NAMED = Verdict(ALLOW, "tls", "name-rule", "pypi.org", "pypi.org", "sni")
 ENDS = ((ip(GUEST), 40_000), (ip(SERVER), 443))
@@ -116,3 +126,46 @@ def test_where_the_time_of_a_living_flow_goes() -> None:
         stories.sample([seen], 0.5)
         after: Any = (stories.flow(7) or {})["seconds_by_cause"]
         assert after.get(word, 0.0) == before.get(word, 0.0) + 0.5, word
+
+
+class Rebinding(AnswersDns):
+    """A resolver that knows one name, which leads to this machine."""
+
+    async def ask(self, message: bytes) -> bytes | None:
+        return answer(message, {NAME: "127.0.0.1"})
+
+
+async def test_a_driver_tells_of_its_dials() -> None:
+    """One that connects, one that is refused, and a name whose address must not be dialled."""
+    stories = FlowStories()
+    policy = NetworkSpec.enabled([NAME, "@host"]).policy()
+    with listener() as (_, port), listener() as (gone, dead_port):
+        gone.close()
+        async with trio.open_nursery() as nursery:
+            driver = Driver(
+                network_settings(),
+                resolver=Rebinding(),
+                policy=policy,
+                event_sink=lambda event, _now: stories.note(event),
+                dial_watch=stories,
+            )
+            live = Live(driver, nursery)
+            await nursery.start(driver.run)
+            guest = await live.attach()
+            await guest.syn(HOST_ALIAS, port, 40_001)
+            await guest.syn(HOST_ALIAS, dead_port, 40_002)
+            await guest.syn(SITE, 443, 40_003)
+            await live.settle_until(lambda: any(flags == (40_003, "SA") for flags in guest.flags()))
+            hello = hellos.python_ssl(NAME)
+            header = TCP(sport=40_003, dport=443, flags="PA", seq=2, ack=1)
+            flow = next(each for each in driver.stack.tcp.table.values() if each.question.guest[1] == 40_003)
+            header.ack = flow.connection.send_next
+            await guest.send(IP(src=GUEST, dst=SITE) / header / hello)
+            await live.settle_until(lambda: len([each for each in stories.flows() if each["closed"]]) == 2)
+            nursery.cancel_scope.cancel()
+    by_port = {str(each["guest"]): each["flow"] for each in stories.flows()}
+    assert told(stories, by_port[f"{GUEST}:40001"]) == ["dialling", "connected", "closed"]  # type: ignore[arg-type]
+    assert told(stories, by_port[f"{GUEST}:40002"]) == ["dialling", "dial-failed", "closed"]  # type: ignore[arg-type]
+    named: Any = stories.flow(by_port[f"{GUEST}:40003"])  # type: ignore[arg-type]
+    assert [step["what"] for step in named["steps"]] == ["looked-up", "refused"]
+    assert named["steps"][0]["objections"] == {"127.0.0.1": "loopback-address"}
