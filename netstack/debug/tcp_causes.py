@@ -203,8 +203,8 @@ def _reset(flow: SeenFlow, timeline: Timeline) -> Cause | None:
             f"{who} no longer knew the connection: it answered {whom}'s segment{silence} with a reset",
             f"{who} restarted, or something on the way forgot the flow: use keepalives, and connect again on a reset",
         )
-    if own.fin_at and other.fin_at:
-        return None  # both had said all they had to say: an application that did not read to the end
+    if other.fin_at and (own.fin_at or other.acknowledged >= other.fin_end - 1):
+        return None  # nothing was to come any more: many clients close like that
     moved = f"{size_text(timeline.client.data_bytes)} sent, {size_text(timeline.server.data_bytes)} received"
     if not timeline.client.data_bytes and not timeline.server.data_bytes:
         return Cause(

@@ -458,6 +458,28 @@ def half_open_after_silence() -> list[Recorded]:
     return script.capture()
 
 
+@failure("tcp", "fine", "nothing wrong")
+def reset_once_everything_is_there() -> list[Recorded]:
+    script = Script()
+    script.handshake()
+    script.up("PA", 101, 901, b"please")
+    script.down("PA", 901, 107, bytes(500))
+    script.down("FA", 1401, 107)
+    script.up("A", 107, 1401)
+    script.up("R", 107, 0)
+    return script.capture()
+
+
+@failure("tcp", "reset-by-client", "the client reset the connection", "the client's log")
+def client_that_gives_up() -> list[Recorded]:
+    script = Script()
+    script.handshake()
+    script.up("PA", 101, 901, b"please")
+    script.down("PA", 901, 107, bytes(500))
+    script.up("RA", 107, 1401, after=0.2)
+    return script.capture()
+
+
 @failure("tcp", "wrong-sni", "does not know the name", "/etc/hosts")
 def servers_own_refusal_of_a_name() -> list[Recorded]:
     script = Script()
