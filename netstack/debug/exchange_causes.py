@@ -33,7 +33,7 @@ def _latency(flow: SeenFlow) -> float:
 
 
 def _dns(flow: SeenFlow) -> Cause:
-    asked = f"{flow.name or '.'} {flow.qtype}"
+    asked = f"{flow.name or '.'} {flow.qtype}" if flow.qtype else "a question that cannot be read"
     policy = _dns_by_policy(flow) or policy_refusal(flow)
     if policy is not None:
         return policy
@@ -154,6 +154,12 @@ def _udp(flow: SeenFlow) -> Cause:
                 "too-big",
                 f"datagrams to {where} are too big for the way: {packet.icmp.next_hop_mtu} bytes fit",
                 "send smaller datagrams, or lower the MTU",
+            )
+        if packet.icmp.type == icmp.TIME_EXCEEDED and packet.icmp.code == icmp.REASSEMBLY_EXPIRED:
+            return Cause(
+                "fragments-lost",
+                f"a datagram to {where} was never whole: {unreachable_words(packet.icmp)}",
+                "send datagrams that fit the MTU, or look for what drops fragments on the way",
             )
         return Cause(
             "unreachable", f"{where} cannot be reached: {unreachable_words(packet.icmp)}", "check route and host"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from netstack.debug import tcp_timeline as tl
-from netstack.debug.cause import Cause, seconds_text, size_text
+from netstack.debug.cause import Cause, count_text, seconds_text, size_text
 from netstack.debug.refusal_words import refusal
 from netstack.debug.seen_flows import SeenFlow
 from netstack.debug.seen_packets import Packet, endpoint_text
@@ -77,6 +77,8 @@ def as_verdict(said: FlowVerdict) -> Verdict:
 
 def unreachable_words(error: icmp.IcmpError) -> str:
     """What an ICMP error means."""
+    if error.type == icmp.TIME_EXCEEDED and error.code == icmp.REASSEMBLY_EXPIRED:
+        return "some of a packet's fragments never arrived"
     if error.type == icmp.TIME_EXCEEDED:
         return "its packets go in a circle or too far (TTL exceeded)"
     return _UNREACHABLE.get(error.code, f"ICMP unreachable, code {error.code}")
@@ -279,7 +281,7 @@ def _is_lossy(timeline: Timeline, total: float) -> bool:
 def _receiver_limited(half: Half, receiver: str, took: str, percent: str) -> Cause | None:
     shut = sum(end - begin for begin, end in half.zero_windows)
     if shut or 0 <= half.least_window < half.most_window * _SHRUNK:
-        times = f", shut {len(half.zero_windows)} times for {seconds_text(shut)}" if half.zero_windows else ""
+        times = f", shut {count_text(len(half.zero_windows), 'time')} for {seconds_text(shut)}" if shut else ""
         return Cause(
             "slow-receiver",
             f"{percent} of the time ({took}) {receiver} had no room: its application reads too slowly{times}",
@@ -309,7 +311,9 @@ def _fine(flow: SeenFlow, timeline: Timeline, total: float) -> Cause:
         return Cause(
             f"http-{status}", f"{what} (HTTP {status}); the connection is fine: {moved} in {took}", "ask the server"
         )
-    return Cause("fine", f"nothing wrong: {moved} in {took}{end}", fine=True)
+    lost = timeline.client.retransmissions + timeline.server.retransmissions
+    repaired = f", {count_text(lost, 'retransmission')}" if lost else ""
+    return Cause("fine", f"nothing wrong: {moved} in {took}{repaired}{end}", fine=True)
 
 
 def _http_status(flow: SeenFlow) -> int:

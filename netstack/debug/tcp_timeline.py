@@ -371,7 +371,7 @@ class Timeline:
             self._reset(segment, side, now)
         if self._packets and not was_closed:
             limited = segment.length > 0 and half.waited_for_window(end, now, other.least_rtt)
-            word = before.goes_to(side, segment, note, self, limited=limited)
+            word = before.goes_to(side, segment, note, limited=limited)
             spent = max(0.0, now - self._last_at)
             if word in (UPSTREAM, SENDER) and self._last is not None and self._last[0] != side:
                 # What it heard last had to reach it, and this to come back, before it can have kept anybody waiting.
@@ -441,7 +441,7 @@ class _State:
         self._shut = half.shut or other.shut
         self._full = any(each.full and each.data_bytes for each in (half, other))
 
-    def goes_to(self, side: int, segment: Segment, note: str, timeline: Timeline, *, limited: bool) -> str:
+    def goes_to(self, side: int, segment: Segment, note: str, *, limited: bool) -> str:
         """What the time up to this packet of `side` went to; `limited`: it had waited for the window."""
         if not self._established:
             return CONNECTING
@@ -457,12 +457,7 @@ class _State:
             return NETWORK
         if segment.length:
             return UPSTREAM if side == SERVER else SENDER
-        return IDLE if timeline.client.data_bytes or timeline.server.data_bytes else _silent(side)
-
-
-def _silent(side: int) -> str:
-    """Nobody has said anything yet, and this side ends it or says something empty."""
-    return UPSTREAM if side == SERVER else SENDER
+        return IDLE
 
 
 def median(values: Sequence[float]) -> float:

@@ -512,6 +512,16 @@ def mtu_black_hole_with_word_from_the_router() -> list[Recorded]:
     return script.capture()
 
 
+@failure("udp", "fragments-lost", "fragments never arrived", "fit the MTU")
+def fragment_that_never_came() -> list[Recorded]:
+    script = Script()
+    whole = IP(src=CLIENT_END, dst=SERVER_END, id=5) / UDP(sport=4000, dport=7) / Raw(bytes(3000))
+    first = whole.fragment(1400)[0]
+    script.put(first)
+    script.put(IP(src=SERVER_END, dst=CLIENT_END) / ICMP(type=11, code=1) / bytes(first)[:28], after=30.0)
+    return script.capture()
+
+
 @failure("tcp", "handshake-not-completed", "the client never acknowledged", "drops the answers")
 def answers_that_do_not_arrive() -> list[Recorded]:
     script = Script()
