@@ -47,11 +47,8 @@ class CaptureComments:
         """Remember what is decided, until a frame comes that it belongs to."""
         if isinstance(event, FlowOpened | FlowRefused):
             _put(self._flows, _flow_key(event), _flow_line(event))
-        elif isinstance(event, FlowClosed):
-            key = _flow_key(event)
-            # A refusal that ends a living flow (another policy) is followed by its end, and the reset comes after both.
-            if not self._flows.get(key, "").startswith(f"netstack: flow {event.flow} refused"):
-                self._flows.pop(key, None)
+        elif isinstance(event, FlowClosed) and event.reason != "refused":  # the refusal is still to be told
+            self._flows.pop(_flow_key(event), None)
         elif isinstance(event, DnsEvent) and event.qtype:
             name = dns.name.from_text(event.name or ".").to_wire() or b""
             question = name + int(dns.rdatatype.from_text(event.qtype)).to_bytes(2, "big")
