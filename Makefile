@@ -28,7 +28,7 @@ COMPILED_WHEEL := $(COMPILED_VENV)/wheel
 COMPILED_CHECKOUT := $(COMPILED_VENV)/checkout
 SOURCES := $(shell find netstack guest_iface -name '*.py')
 
-.PHONY: help demo test lint bench coverage format compiled test-compiled host-packages venv clean
+.PHONY: help demo test lint bench bench-replay coverage format compiled test-compiled host-packages venv clean
 
 help:
 	@sed -n '3,10s/^# \{0,1\}//p' Makefile
@@ -53,6 +53,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	@bash .ci/debian-packages bench
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-replay: $(STAMP)
+	$(BIN)/python -m bench.replay
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -89,7 +92,7 @@ test-compiled: host-packages compiled
 	$(COMPILED_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(COMPILED_WHEEL)/netstack-*.whl
 	rm -rf $(COMPILED_CHECKOUT)
 	mkdir $(COMPILED_CHECKOUT)
-	cp -R tests bench pyproject.toml Makefile *.md $(COMPILED_CHECKOUT)
+	cp -R tests fixtures docs bench pyproject.toml Makefile *.md $(COMPILED_CHECKOUT)
 	cd $(COMPILED_CHECKOUT) && ln -s ../lib/python3*/site-packages/netstack ../lib/python3*/site-packages/guest_iface .
 	cd $(COMPILED_CHECKOUT) && ../bin/python -m pytest -n $(JOBS) --require-compiled \
 		$(if $(REQUIRE_GUEST),--require-guest) $(PYTEST_ARGS)

@@ -29,6 +29,8 @@ MAX_INTERFACES: Final = 4096
 
 Comment = Callable[[bytes, int], str]
 """What stands beside a frame of that direction in the file: one line, empty for most frames."""
+Remark = Callable[[int], str]
+"""The comment of a file, made of the nanoseconds between its times and the clock's."""
 Chooser = Callable[[bytes], bool]
 """Whether a frame is to be captured."""
 
@@ -73,9 +75,11 @@ class Capture:
         comment: Comment | None = None,
         chooses: Chooser | None = None,
         snaplen: int = MAX_FRAME,
+        remark: Remark | None = None,
     ) -> None:
         """`clock` gives the `now` of the frames, seconds; `comment` is asked once about each frame, when it is written.
 
+        `remark` gives the comment of the whole file: it is told by how many nanoseconds its times are ahead of `clock`.
         `chooses` says which frames are captured, all without; of each, `snaplen` bytes are kept, 1 to MAX_FRAME.
         """
         self.counts: list[InterfaceCounts] = []
@@ -85,12 +89,13 @@ class Capture:
         self._comment = comment
         self._chooses = chooses
         self._snaplen = snaplen
-        self._held: list[tuple[int, Sequence[bytes], int]] = []
-        """Frames from guests that are being looked at: interface, frames, time."""
+        self._held: list[tuple[int, Sequence[bytes]]] = []
+        """Frames from guests that are being looked at: interface, frames."""
         self._wall_offset: int | None = None
         self._started = time.time_ns()
         self._closed = False
-        sink.describe(pcapng.section_header(APPLICATION))
+        said = remark(self._offset()) if remark is not None else ""
+        sink.describe(pcapng.section_header(APPLICATION, said))
 
     @property
     def failure(self) -> str:
@@ -108,16 +113,17 @@ class Capture:
 
     def hold(self, interface: int, frames: Sequence[bytes]) -> None:
         """Add frames from a guest that came now, and write them when it is known what became of them: at `release`, or
-        before whatever else is written.
+        before whatever else is written. Their time is the clock's then: that of the answers, which are their batch's.
         """
         if not self.failure:
-            self._held.append((interface, frames, self._stamp()))
+            self._held.append((interface, frames))
 
     def release(self) -> None:
         """Write what is held."""
         if self._held:
             held, self._held = self._held, []
-            for interface, frames, stamp in held:
+            stamp = self._stamp()
+            for interface, frames in held:
                 self._add(interface, frames, INBOUND, stamp)
 
     def write(self, interface: int, frames: Sequence[bytes], direction: int) -> None:
@@ -128,9 +134,13 @@ class Capture:
 
     def _stamp(self) -> int:
         """Nanoseconds of the wall clock."""
+        return self._offset() + int(self._clock() * 1e9)
+
+    def _offset(self) -> int:
+        """Nanoseconds between the clock and the wall clock, the same for the whole file."""
         if self._wall_offset is None:
             self._wall_offset = time.time_ns() - int(self._clock() * 1e9)
-        return self._wall_offset + int(self._clock() * 1e9)
+        return self._wall_offset
 
     def _add(self, interface: int, frames: Sequence[bytes], direction: int, stamp: int) -> None:
         if self._chooses is not None:
@@ -192,6 +202,7 @@ class CaptureWriter(Capture):
         snaplen: int = MAX_FRAME,
         max_bytes: int = 0,
         max_files: int = 1,
+        remark: Remark | None = None,
     ) -> None:
         """Create or empty `path`, for its owner only; CaptureFile has `max_bytes` and `max_files`, Capture the rest.
 
@@ -201,7 +212,7 @@ class CaptureWriter(Capture):
 
         self.file = CaptureFile(path, max_bytes=max_bytes, max_files=max_files)
         self.path = self.file.path
-        super().__init__(self.file, clock=clock, comment=comment, chooses=chooses, snaplen=snaplen)
+        super().__init__(self.file, clock=clock, comment=comment, chooses=chooses, snaplen=snaplen, remark=remark)
         self.file.last_words = self.statistics
 
     def flush(self) -> None:

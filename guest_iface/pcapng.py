@@ -48,9 +48,11 @@ TAIL_WORDS: Final = (_PACKET_FLAGS, 4)
 PACKET_OVERHEAD: Final = HEAD.size + TAILS[0].size
 
 
-def section_header(application: str) -> bytes:
-    """What a file begins with; of any length."""
-    return _block(SECTION_HEADER, _SECTION.pack(_MAGIC, 1, 0, -1) + _option(_USER_APPLICATION, application.encode()))
+def section_header(application: str, remark: str = "") -> bytes:
+    """What a file begins with; of any length. `remark` is its comment, of 65,535 bytes at most."""
+    said = _option(_COMMENT, remark.encode()) if remark else b""
+    options = _option(_USER_APPLICATION, application.encode()) + said
+    return _block(SECTION_HEADER, _SECTION.pack(_MAGIC, 1, 0, -1) + options)
 
 
 def interface_description(name: str, snaplen: int) -> bytes:

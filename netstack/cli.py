@@ -32,6 +32,7 @@ from netstack.cli_options import (
     starting,
     with_options,
 )
+from netstack.cli_replay import replay
 
 COMPLETION_VARIABLE: Final = "_NETSTACK_COMPLETE"
 
@@ -198,6 +199,7 @@ cli.add_command(config)
 cli.add_command(ctl)
 cli.add_command(gvproxy)
 cli.add_command(impair)
+cli.add_command(replay)
 
 
 def _fail(message: str, status: int, context: click.Context | None = None) -> NoReturn:

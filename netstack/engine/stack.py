@@ -7,7 +7,7 @@ the guest, and `next_deadline` when `advance` is wanted. No call blocks, and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from struct import Struct
 from typing import Final
 
@@ -422,6 +422,11 @@ class Stack:
         outbox = self._outbox
         effects, outbox.effects = outbox.effects, []
         return effects
+
+    @property
+    def answers(self) -> Sequence[bytes]:
+        """Frames that were made at once while this batch was received, and wait for `take_frames`."""
+        return self._outbox.frames
 
     def take_frames(self, now: float, room: int = 1 << 30, held: Set[bytes] = frozenset()) -> list[bytes]:
         """The frames for the guests: answers first, then about `room` segments of data; see `frames_wait`.

@@ -12,11 +12,13 @@ import trio
 
 from netstack.config import CaptureOptions
 from netstack.engine.events import Event
+from netstack.recorded_settings import recorder
 from netstack.wire_options import DEFAULT_FILES
 
 if TYPE_CHECKING:
-    from guest_iface.capture import Capture, CaptureWriter, Chooser
+    from guest_iface.capture import Capture, CaptureWriter, Chooser, Remark
     from netstack.gateway.capture_comments import CaptureComments
+    from netstack.gateway.driver import Driver
     from netstack.gateway.wires import Wires
 
 MAX_CAPTURES: Final = 16
@@ -53,8 +55,9 @@ class _Running:
 class Captures:
     """One gateway's. `note` wants every event: verdicts are comments."""
 
-    def __init__(self, wires: Wires) -> None:
+    def __init__(self, wires: Wires, driver: Driver) -> None:
         self._wires = wires
+        self._driver = driver
         self._running: dict[int, _Running] = {}
         self._next = 1
         self._nursery: trio.Nursery | None = None
@@ -81,6 +84,8 @@ class Captures:
         try:
             writer = CaptureWriter(
                 path,
+                clock=self._engine_time,
+                remark=self._remark(options),
                 comment=comments.take,
                 chooses=chooses,
                 snaplen=options.snaplen or MAX_FRAME,
@@ -106,13 +111,30 @@ class Captures:
 
         comments, sink = CaptureComments(), CaptureStream()
         capture = Capture(
-            sink, comment=comments.take, chooses=self._chooses(options), snaplen=options.snaplen or MAX_FRAME
+            sink,
+            clock=self._engine_time,
+            remark=self._remark(options),
+            comment=comments.take,
+            chooses=self._chooses(options),
+            snaplen=options.snaplen or MAX_FRAME,
         )
         number = self._begin(capture, comments, None, options)
         try:
             yield sink
         finally:
             self.stop(number)
+
+    def _engine_time(self) -> float:
+        """The time that the engine was told last: with it a capture replays byte for byte."""
+        now = self._driver.now
+        return now if now >= 0 else trio.current_time()
+
+    def _remark(self, options: CaptureOptions) -> Remark | None:
+        """What a replay has to know. A capture that leaves something out is replayed by what its frames mean."""
+        if options.filter is not None or options.snaplen is not None:
+            return None
+        stack = self._driver.stack
+        return recorder(stack.settings, stack.judge.policy.settings, stack.tcp.hosted)
 
     def _chooses(self, options: CaptureOptions) -> Chooser | None:
         """What says which frames are meant. Raises CaptureError for a filter that cannot be."""

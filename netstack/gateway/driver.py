@@ -111,6 +111,8 @@ class Driver:
         self._nursery: trio.Nursery | None = None
         self._alarm = trio.CancelScope()
         self._due = math.inf
+        self.now = -math.inf
+        """The time of what the engine does at this moment, or did last: with it a capture can be replayed exactly."""
         self._more = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -214,14 +216,15 @@ class Driver:
             received.frames += len(passed)
             for frame in passed:
                 receive_frame(frame, now)
-            self.flush()
+            self.flush(now)
 
     async def _watch_host_sockets(self) -> None:
         sockets = self.sockets
         while True:
             await trio.lowlevel.wait_readable(sockets)
-            sockets.handle_ready(trio.current_time())
-            self.flush()
+            now = trio.current_time()
+            sockets.handle_ready(now)
+            self.flush(now)
 
     async def _watch_time(self) -> None:
         while True:
@@ -257,10 +260,15 @@ class Driver:
             return _NOBODY
         return frozenset(entry.mac for entry in self.switch.table(now) if entry.port in behind)
 
-    def flush(self) -> None:
-        """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm."""
+    def flush(self, now: float | None = None) -> None:
+        """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm.
+
+        `now` is what the engine was told of a batch that this ends; what goes out has the same time.
+        """
         stack = self.stack
-        now = trio.current_time()
+        if now is None:
+            now = trio.current_time()
+        self.now = now
         if self._due <= now:
             stack.advance(now)
         perform = self.sockets.perform

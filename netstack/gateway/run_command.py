@@ -129,7 +129,7 @@ class Gateway:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         self.wires = Wires(self.driver)
-        self.captures = Captures(self.wires)
+        self.captures = Captures(self.wires, self.driver)
         try:
             self.wires.begin(config)
             if config.capture is not None:

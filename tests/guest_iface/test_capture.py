@@ -141,7 +141,7 @@ def test_comments_stand_beside_their_frames(tmp_path: Path) -> None:
     assert [block.opts[-2].data[0] for block in blocks(writer.path)] == [1, 1, 1, 2, 2]
 
 
-def test_held_frames_keep_their_place_and_time_and_hear_what_became_of_them(tmp_path: Path) -> None:
+def test_held_frames_keep_their_place_and_hear_what_became_of_them(tmp_path: Path) -> None:
     known, now = "", 10.0
     writer = CaptureWriter(tmp_path / "a.pcapng", clock=lambda: now, comment=lambda _frame, _direction: known)
     interface = writer.add_interface("x")
@@ -156,7 +156,7 @@ def test_held_frames_keep_their_place_and_time_and_hear_what_became_of_them(tmp_
     writer.close()
     assert [block.pkt_data for block in blocks(writer.path)] == PINGS[:4]
     times = [block.ts_high << 32 | block.ts_low for block in blocks(writer.path)]
-    assert [time - times[0] for time in times] == [0, 2_000_000_000, 2_000_000_000, 2_000_000_000]
+    assert times == [times[0]] * 4, "a batch has the time of what became of it"
     assert comments_of(writer.path) == ["judged"] * 4
 
 
