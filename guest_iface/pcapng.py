@@ -73,7 +73,7 @@ def interface_statistics(interface: int, started: int, ended: int, received: int
 
 
 def comment_option(text: str) -> bytes:
-    """opt_comment, for what is between a frame with its padding and its tail. What is longer than MAX_COMMENT is cut."""
+    """opt_comment, for what is between a padded frame and its tail. Cut where it is longer than MAX_COMMENT."""
     return _option(_COMMENT, text[:MAX_COMMENT].encode(errors="replace"))
 
 
