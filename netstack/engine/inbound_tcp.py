@@ -127,7 +127,7 @@ class InboundTcp:
         elif not self._settings.may_be_guest(guest[0]):
             self._fail(opening, effects.HOST_UNREACHABLE, now)
         elif len(self) >= MAX_OPENING:
-            self._outbox.drop("too-many-inbound-opening")
+            self._outbox.drop("tcp-too-many-inbound-opening")
             self._fail(opening, effects.NO_RESOURCES, now)
         else:
             self._resolving[opening.flow] = opening
@@ -158,7 +158,7 @@ class InboundTcp:
         if mac is None:
             self._fail(opening, effects.HOST_UNREACHABLE, now)
         elif not self._make_room():
-            self._outbox.drop("table-full")
+            self._outbox.drop("tcp-table-full")
             self._fail(opening, effects.NO_RESOURCES, now)
         else:
             self._connect(opening, mac, now)

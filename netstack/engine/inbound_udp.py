@@ -101,7 +101,7 @@ class InboundUdp:
             self._outbox.effects.append(effects.InboundDatagramsEnded(number, CLOSED))
             return number
         if len(self.table) >= MAX_FLOWS:
-            self._outbox.drop("inbound-udp-table-full")
+            self._outbox.drop("udp-inbound-table-full")
             self._close(min(self.table.values(), key=_heard_at), "evicted", now)
         flow = InboundDatagrams(number, key, (address, port), guest, client or (address, port), timeout, now)
         self.table[key] = self._by_number[number] = flow
@@ -133,7 +133,7 @@ class InboundUdp:
         flow = self.table.get(key_of((guest, port), quote.source, source))
         if flow is None:
             return False
-        self._outbox.drop("inbound-datagram-refused")
+        self._outbox.drop("udp-inbound-refused")
         self._close(flow, "refused", now)
         return True
 

@@ -22,6 +22,7 @@ SSH_PORT: Final = 22
 _NOT_UNDERSTOOD: Final = 400
 _NOT_POSSIBLE: Final = 500
 _NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+_PASSPHRASE: Final = re.compile(r"(?<=[?&]passphrase=)[^&#]*")
 _SCHEME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 
 
@@ -115,7 +116,7 @@ def parse_unix_remote(remote: str) -> GuestPort | GuestSocket:
         url = urlsplit(remote)
         host, port, query = url.hostname or "", url.port, parse_qs(url.query)
     except ValueError as error:
-        raise ForwardError(f"failed to parse remote uri :{remote} : {error}") from None
+        raise ForwardError(f"failed to parse remote uri :{shown_remote(remote)} : {error}") from None
     if not _SCHEME.match(remote):
         raise ForwardError("remote protocol for unix forwarder is not implemented: ")
     if url.scheme == "tcp":
@@ -129,6 +130,11 @@ def parse_unix_remote(remote: str) -> GuestPort | GuestSocket:
         raise ForwardError("remote uri must contain a path to a socket file")
     place = parse_guest_port(f"{host}:{SSH_PORT if port is None else port}")
     return GuestSocket(place.address, place.port, unquote(url.username or ""), unquote(url.path), key, passphrase)
+
+
+def shown_remote(remote: str) -> str:
+    """A remote end for logs and listings, which guests may ask for: without its passphrase."""
+    return _PASSPHRASE.sub("...", remote)
 
 
 # -- where it listens ------------------------------------------------------------------------------------------------

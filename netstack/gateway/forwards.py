@@ -19,6 +19,7 @@ from netstack.gateway.forward_addresses import (
     local_path,
     parse_guest_port,
     parse_unix_remote,
+    shown_remote,
 )
 from netstack.gateway.inbound import Inbound
 from netstack.gateway.port_forwards import BACKLOG, DatagramForward, Forward, KeepSource, StreamForward
@@ -78,7 +79,7 @@ class Forwards:
             forward = await self._make(protocol, local, remote)
             self._start(forward)
             self._forwards[protocol, forward.local] = forward
-        log.info("forward %s %s to %s", protocol, forward.local, remote)
+        log.info("forward %s %s to %s", protocol, forward.local, forward.remote)
         if protocol != "unix" and forward.local.startswith((":", "0.0.0.0:", "[::]:")):
             log.warning("forward %s %s: whoever reaches this host reaches it", protocol, forward.local)
         return forward
@@ -123,7 +124,7 @@ class Forwards:
     def _make_unix(self, path: str, remote: str) -> Forward:
         target = parse_unix_remote(remote)
         if isinstance(target, GuestSocket):
-            return self._make_ssh(path, remote, target, secure=False, first_log_in=False)
+            return self._make_ssh(path, shown_remote(remote), target, secure=False, first_log_in=False)
         sock, bound = listen_unix(path)
         return StreamForward("unix", path, remote, sock, bound, target, self._inbound, None)
 

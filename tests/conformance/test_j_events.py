@@ -92,6 +92,7 @@ def test_J2_an_allowed_flow(guest: Guest) -> None:
         "guest": f"{GUEST}:{connection.source_port}",
         "destination": f"{SITE}:443",
         "dialled": f"{TRUE_SITE}:443",
+        "direction": "out",
         "verdict": "allowed",
         "step": "tls",
         "reason_code": "name-rule",

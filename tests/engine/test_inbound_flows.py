@@ -293,7 +293,7 @@ def test_flows_that_do_not_open_are_bounded(wire: VirtualWire, monkeypatch: pyte
     assert len(wire.hear()) == 5
     flow = wire.stack.open_inbound(FROM_GATEWAY, WEB, wire.now)
     assert wire.asked() == [InboundFailed(flow, effects.NO_RESOURCES)]
-    assert wire.dropped == {"too-many-inbound-opening": 1}
+    assert wire.dropped == {"tcp-too-many-inbound-opening": 1}
 
 
 def test_they_count_among_the_flows_there_may_be() -> None:
@@ -421,7 +421,7 @@ def test_nobody_is_at_the_guests_port(wire: VirtualWire) -> None:
     assert wire.asks_nothing()
     wire.send(IP(src=GUEST, dst=GATEWAY) / ICMP(type=3, code=3) / Raw(bytes(packet)))
     assert wire.asked() == [InboundDatagramsEnded(flow, "refused")]
-    assert wire.dropped == {"icmp-error-from-guest": 1, "inbound-datagram-refused": 1}
+    assert wire.dropped == {"icmp-error-from-guest": 1, "udp-inbound-refused": 1}
 
 
 def test_another_guest_cannot_refuse_for_it(wire: VirtualWire) -> None:
