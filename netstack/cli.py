@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from netstack import __version__
+from netstack import __version__, cli_debug
 from netstack.cli_config import config
 from netstack.cli_ctl import ctl
 from netstack.cli_gvproxy import gvproxy
@@ -175,6 +175,11 @@ def doctor(*, as_json: bool) -> int:
     from netstack.gateway.doctor import run_doctor
 
     return run_doctor(as_json=as_json)
+
+
+cli.add_command(cli_debug.explain)
+cli.add_command(cli_debug.trace)
+cli.add_command(cli_debug.console)
 
 
 @cli.command()

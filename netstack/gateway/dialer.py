@@ -17,7 +17,7 @@ import trio
 from netstack.engine import effects
 from netstack.engine.effects import OpenNamed, ResolveName
 from netstack.engine.stack import Stack
-from netstack.gateway.host_streams import HostStreams, address_text, new_stream_socket
+from netstack.gateway.host_streams import DialWatch, HostStreams, address_text, new_stream_socket
 from netstack.gateway.resolver import AnswersDns
 from netstack.gateway.socket_errors import failure_of
 from netstack.wire import dns as wire
@@ -61,6 +61,8 @@ class Dialer:
         """`flush` is called after the stack was told something."""
         self._stack = stack
         self._streams = streams
+        self.watch: DialWatch | None = None
+        """Who is told of lookups and dials, if anybody is."""
         self._resolver = resolver
         self._flush = flush
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -105,14 +107,16 @@ class Dialer:
         with scope:
             found = await self.addresses(effect.name)
             fit = []
-            faults = []
+            faults: dict[bytes, str] = {}
             for address in found:
                 fault = self._stack.candidate_fault(ipv4.TCP, address, effect.port)
                 if fault:
-                    faults.append(fault)
+                    faults[address] = fault
                 else:
                     fit.append(self._stack.dialled(address))
-            with _Race(effect.port) as race:
+            if self.watch is not None:
+                self.watch.looked_up(effect.flow, effect.name, found, faults)
+            with _Race(effect.flow, effect.port, self.watch) as race:
                 await race.run(fit[:MAX_ATTEMPTS])
                 if self._scopes.pop(effect.flow, None) is None:
                     return  # cancelled when this task was on its way here
@@ -122,7 +126,7 @@ class Dialer:
                     self._stack.stream_opened(effect.flow, now, race.address)
                     race.winner = None
                 elif faults and not fit:
-                    self._stack.stream_objected(effect.flow, faults[0], now)
+                    self._stack.stream_objected(effect.flow, next(iter(faults.values())), now)
                 else:
                     self._stack.stream_failed(effect.flow, race.failure if fit else effects.NO_ADDRESS, now)
             self._flush()
@@ -185,13 +189,15 @@ class _Lookup:
 class _Race:
     """Attempts to connect to several addresses. As a context manager it closes a winner that nobody took."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, flow: int, port: int, watch: DialWatch | None) -> None:
         self.winner: socket.socket | None = None
         self.address = b""
         """The winner's."""
         self.failure = effects.HOST_UNREACHABLE
         """Why the last attempt that failed did."""
+        self._flow = flow
         self._port = port
+        self._watch = watch
 
     async def run(self, addresses: list[bytes]) -> None:
         """Try them until one answers or all have failed."""
@@ -203,14 +209,21 @@ class _Race:
                     await failed.wait()
 
     async def _attempt(self, address: bytes, failed: trio.Event, everybody: trio.CancelScope) -> None:
+        watch = self._watch
+        if watch is not None:
+            watch.dialling(self._flow, address, self._port)
         try:
             sock = new_stream_socket(address)
         except OSError as error:  # no descriptors left, or no such family on this host
+            if watch is not None:
+                watch.dialled(self._flow, address, self._port, error.errno or errno.EIO)
             self.failure = failure_of(error.errno)
             failed.set()
             return
         try:
             number = await _connect(sock, address, self._port)
+            if watch is not None:
+                watch.dialled(self._flow, address, self._port, number)
             if number:
                 self.failure = failure_of(number)
             elif self.winner is None:

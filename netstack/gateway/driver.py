@@ -31,6 +31,7 @@ from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.gateway.dialer import Dialer, DialsNames
 from netstack.gateway.host_sockets import HostSockets
+from netstack.gateway.host_streams import DialWatch
 from netstack.gateway.inbound import Inbound
 from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
@@ -79,10 +80,11 @@ class Driver:
         policy: PolicySettings = FULL_ACCESS,
         hooks: HookRunner | None = None,
         event_sink: Callable[[Event, float], None] | None = None,
+        dial_watch: DialWatch | None = None,
     ) -> None:
         """`policy` is what the guests may reach; `hooks` are asked about every flow and DNS question.
 
-        `event_sink(event, now)` is called for everything worth telling; it must not block."""
+        `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block."""
         self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
         # Each guest is on a link of its own, and one may do what another cannot.
         self.stack = Stack(
@@ -100,7 +102,9 @@ class Driver:
         if hooks is not None:
             self.stack.judge.consults = True
             self.stack.judge.loosens = hooks.may_allow
-        self._dialer: DialsNames = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
+        dialer = Dialer(self.stack, self.sockets.streams, resolver, self.flush)
+        dialer.watch = self.sockets.streams.watch = dial_watch
+        self._dialer: DialsNames = dialer
         self._event_sink = event_sink
         self._attached: dict[int, _Attachment] = {}
         self._departed = LinkCounters()
@@ -179,6 +183,13 @@ class Driver:
         for counters in (self._departed, *(attached.link.counters for attached in self._attached.values())):
             _add_counters(total, counters)
         return total
+
+    def take_frames(self, port: int, frames: list[bytes]) -> None:
+        """Take frames as if the guest at the switch's `port` had sent them. Raises KeyError for a port that is none."""
+        now = trio.current_time()
+        for frame in self.switch.ingress(port, frames, now):
+            self.stack.receive_frame(frame, now)
+        self.flush()
 
     def end_flow(self, number: int) -> bool:
         """End a flow, at both ends; False when there is none of that number."""

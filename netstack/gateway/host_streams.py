@@ -30,6 +30,19 @@ _LINUX: Final = sys.platform == "linux"
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
+class DialWatch(Protocol):
+    """Who is told of dials: of each attempt when it begins, and when it is over."""
+
+    def looked_up(self, flow: int, name: str, addresses: list[bytes], faults: dict[bytes, str]) -> None:
+        """What a flow's name stands for, and why some of its addresses must not be dialled."""
+
+    def dialling(self, flow: int, address: bytes, port: int) -> None:
+        """An attempt begins."""
+
+    def dialled(self, flow: int, address: bytes, port: int, number: int) -> None:
+        """An attempt is over; `number` is the errno, 0 when it has connected."""
+
+
 class StreamReports(Protocol):
     """Who hears what streams do: the stack, which says what each of these means."""
 
@@ -80,6 +93,8 @@ class HostStreams:
         self._table = table
         self._hosts = table.by_flow
         self._lingering: dict[int, HostStream] = {}
+        self.watch: DialWatch | None = None
+        """Who is told of dials, if anybody is."""
         self.more_reads = 0
         """Reads left in this wake-up for streams that had as much to say as was asked for."""
         self.perform: dict[type, Callable[[Any, float], None]] = {
@@ -109,9 +124,14 @@ class HostStreams:
 
     def dial(self, flow: int, address: bytes, port: int, now: float) -> None:
         """Begin to connect; the stack is told what came of it, and which address it was."""
+        watch = self.watch
+        if watch is not None:
+            watch.dialling(flow, address, port)
         try:
             sock = new_stream_socket(address)
         except OSError as error:
+            if watch is not None:
+                watch.dialled(flow, address, port, error.errno or errno.EIO)
             self._stack.stream_failed(flow, failure_of(error.errno), now)
             return
         try:
@@ -124,6 +144,8 @@ class HostStreams:
         except OSError as error:
             number = error.errno or errno.EIO
         close_socket(sock)
+        if watch is not None:
+            watch.dialled(flow, address, port, number)
         self._stack.stream_failed(flow, failure_of(number), now)
 
     def adopt(self, flow: int, sock: socket.socket, gone: Callable[[], None] | None = None) -> None:
@@ -148,6 +170,8 @@ class HostStreams:
         if not number and _is_connected_to_itself(stream.sock, stream.port):
             _reset_on_close(stream.sock)
             number = errno.ECONNREFUSED
+        if self.watch is not None:
+            self.watch.dialled(stream.flow, stream.address, stream.port, number)
         if number:
             self._drop(stream)
             self._stack.stream_failed(stream.flow, failure_of(number), now)

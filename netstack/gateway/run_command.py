@@ -30,6 +30,7 @@ from netstack.gateway import RunFailed
 from netstack.gateway.assembly import open_forwards
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
 from netstack.gateway.captures import CaptureError, Captures
+from netstack.gateway.debugging import Debugging
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.forwards import Forwards
@@ -110,6 +111,8 @@ class Gateway:
         """What is in force, unless the kill switch is on: what is in force again after it."""
         self.records = None if self._api is None else Records()
         """What has happened lately, for the API; None where there is none."""
+        self.debugging = None if self._api is None else Debugging()
+        """What `netstack explain` and `console` ask for; None without an API."""
         self.killed = False
         """The kill switch is on: nothing is allowed until `reload_policy`."""
         self._policies_asked = 0
@@ -120,6 +123,7 @@ class Gateway:
             policy=config.policy.policy(),
             hooks=config.hooks,
             event_sink=self._report,
+            dial_watch=self.debugging.stories if self.debugging else None,
         )
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
@@ -144,6 +148,8 @@ class Gateway:
             self.captures.note(event)
         if self.records is not None:
             self.records.note(event)
+        if self.debugging is not None:
+            self.debugging.stories.note(event)
         if self._watch is not None:
             self._watch(event)
 
@@ -274,6 +280,8 @@ class Gateway:
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
                     await engine.start(self.forwards.run)
+                    if self.debugging is not None:
+                        engine.start_soon(self.debugging.run, self.driver.stack)
                     if self._api is not None:
                         engine.start_soon(self._api.run)
                         if self.config.guest_api:
@@ -325,7 +333,7 @@ class Gateway:
         self._guests += 1
         self._guests_ever += 1
         try:
-            await self.driver.serve(cable)
+            await self.driver.serve(cable if self.debugging is None else self.debugging.breakpoints.wrap(cable))
         except* LinkError as errors:
             self._failure = _first(errors)
             log.warning("%s", self._failure)

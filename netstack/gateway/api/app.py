@@ -180,10 +180,10 @@ class Api:
 
 def host_app(gateway: Gateway, *, token: str = "") -> FastAPI:
     """The application for programs on the host: all there is."""
-    from netstack.gateway.api import gvproxy, impair, metrics, v1, v1_events, v1_policy, wires
+    from netstack.gateway.api import debug, gvproxy, impair, metrics, v1, v1_events, v1_policy, wires
 
     app = _bare_app()
-    for area in (gvproxy, v1, v1_policy, v1_events, wires, impair, metrics):
+    for area in (gvproxy, v1, v1_policy, v1_events, wires, impair, metrics, debug):
         app.include_router(area.router(gateway))
     if token:
         app.add_middleware(_TokenRequired, token=token)
