@@ -374,7 +374,7 @@ def answering(tmp_path: Path) -> Iterator[Callable[[int, object], tuple[str, lis
     threads = []
 
     def start(status: int, body: object) -> tuple[str, list[bytes]]:
-        path = f"{tmp_path}/api.sock"
+        path = f"{tmp_path}/api-{len(threads)}.sock"
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen(1)
@@ -391,7 +391,6 @@ def answering(tmp_path: Path) -> Iterator[Callable[[int, object], tuple[str, lis
                     got.append(request)
                     text = json.dumps(body).encode()
                     peer.sendall(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(text), text))
-            Path(path).unlink()
 
         threads.append(threading.Thread(target=answer))
         threads[-1].start()
