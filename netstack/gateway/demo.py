@@ -34,6 +34,7 @@ from netstack.config import DEFAULT_GUEST_MAC, RunConfig, network_settings
 from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused, LeaseEvent
 from netstack.engine.verdict import Verdict
 from netstack.gateway import RunFailed
+from netstack.gateway.attachments import Attachments
 from netstack.gateway.demo_guest import Plan
 from netstack.gateway.demo_services import (
     DOMAIN,
@@ -47,7 +48,7 @@ from netstack.gateway.demo_services import (
 from netstack.gateway.event_log import endpoint_words
 from netstack.gateway.guest_command import DEVICE
 from netstack.gateway.host_datagrams import open_ping_socket
-from netstack.gateway.run_command import Attachments, Gateway, prepare_process, run_trio
+from netstack.gateway.run_command import Gateway, prepare_process, run_trio
 from netstack.network_spec import NetworkSpec
 
 log = logging.getLogger(__name__)

@@ -13,14 +13,9 @@ from netstack.config import DEFAULT_GUEST_MAC, RunConfig
 from netstack.engine.settings import NetworkSettings
 from netstack.gateway import RunFailed
 from netstack.gateway.assembly import open_forwards
-from netstack.gateway.run_command import (
-    POLICY_SIGNALS,
-    Attachments,
-    Gateway,
-    obey_policy_signals,
-    prepare_process,
-    run_trio,
-)
+from netstack.gateway.attachments import Attachments
+from netstack.gateway.run_command import Gateway, prepare_process, run_trio
+from netstack.gateway.signals import POLICY_SIGNALS, obey_policy_signals
 
 DEVICE: Final = "eth0"
 """What the guest's network card is called."""

@@ -15,7 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -41,24 +41,12 @@ from netstack.gateway.pid_file import pid_file
 from netstack.gateway.process_log import start_logging
 from netstack.gateway.records import Records
 from netstack.gateway.resolver import Resolver
+from netstack.gateway.signals import POLICY_SIGNALS, obey
 from netstack.gateway.wires import Wires
 from netstack.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
     from netstack.gateway.api.app import Api
-
-__all__ = [
-    "POLICY_SIGNALS",
-    "Attachments",
-    "Gateway",
-    "link_traits",
-    "obey_policy_signals",
-    "open_attachments",
-    "prepare_process",
-    "run_gateway",
-    "run_trio",
-    "tell_ready",
-]
 
 log = logging.getLogger(__name__)
 
@@ -366,46 +354,6 @@ def _tell(warnings: list[str]) -> None:
         log.warning("%s", warning)
 
 
-POLICY_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
-
-
-async def obey_policy_signals(signals: AsyncIterator[int], gateway: Gateway) -> None:
-    """SIGUSR2 is the kill switch; SIGUSR1 reads the policy again, and lifts it. Obeyed until cancelled."""
-    async with trio.open_nursery() as nursery:
-        async for number in signals:
-            _obey_policy_signal(number, gateway, nursery)
-
-
-def _obey_policy_signal(number: int, gateway: Gateway, nursery: trio.Nursery) -> None:
-    if number == signal.SIGUSR2:
-        gateway.kill_network()
-    else:
-        nursery.start_soon(gateway.reload_policy)
-
-
-async def _obey(signals: AsyncIterator[int], gateway: Gateway) -> None:
-    async with trio.open_nursery() as nursery:
-        async for number in signals:
-            if number in POLICY_SIGNALS:
-                _obey_policy_signal(number, gateway, nursery)
-            elif number != signal.SIGHUP or not _refresh(gateway, nursery):
-                log.info("%s: ending", signal.Signals(number).name)
-                gateway.stop()
-
-
-def _refresh(gateway: Gateway, nursery: trio.Nursery) -> bool:
-    """What SIGHUP asks of a gateway with files: read the policy's, open the events' again. False if it has none.
-
-    A log file is one too; it is opened again by itself.
-    """
-    reopened = gateway.reopen_events()
-    if gateway.killed:  # log rotation sends SIGHUP too, and must not open what somebody has closed
-        log.warning("SIGHUP: the kill switch stays on until SIGUSR1")
-    elif gateway.has_policy_file:
-        nursery.start_soon(gateway.reload_policy)
-    return reopened or gateway.has_policy_file or gateway.config.log_file is not None
-
-
 def tell_ready(fd: int) -> None:
     """Write a line to a descriptor and close it. Raises RunFailed."""
     try:
@@ -462,7 +410,7 @@ async def _serve_with(config: RunConfig, signals: AsyncIterator[int], notificati
         raise RunFailed(str(error)) from error
     gateway = Gateway(config, attachments, notifications=notifications)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey, signals, gateway)
+        nursery.start_soon(obey, signals, gateway)
 
         async def run_and_end(task_status: trio.TaskStatus[None]) -> None:
             await gateway.run(task_status=task_status)

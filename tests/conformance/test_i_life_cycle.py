@@ -24,8 +24,9 @@ from netstack.engine.effects import NO_ADDRESS, OpenNamed, OpenStream
 from netstack.engine.events import DnsEvent, FlowClosed, FlowOpened, FlowRefused, PolicyReplaced
 from netstack.engine.policy import PolicySettings
 from netstack.engine.stack import Stack
+from netstack.gateway.attachments import open_attachments
 from netstack.gateway.resolver import Resolver
-from netstack.gateway.run_command import Gateway, open_attachments
+from netstack.gateway.run_command import Gateway
 from netstack.network_spec import NetworkSpec
 from netstack.policy_check import check
 from netstack.policy_config import network_spec

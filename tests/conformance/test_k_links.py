@@ -21,7 +21,8 @@ from scapy.packet import Raw
 from guest_iface.vnet_header import BAD_HEADER, GSO_TCPV4, NEEDS_CSUM, VnetHeader, finish
 from netstack.config import FdLink, ListenLink, RunConfig, UnixEndpoint, network_settings
 from netstack.engine.events import FlowClosed
-from netstack.gateway.run_command import Gateway, open_attachments
+from netstack.gateway.attachments import open_attachments
+from netstack.gateway.run_command import Gateway
 
 from . import live
 

@@ -21,7 +21,8 @@ from netstack.debug.console import Net, Record, Records, run_console
 from netstack.debug.live_api import LiveApi, SourceError
 from netstack.debug.live_stories import live_reports
 from netstack.gateway.api.app import host_app
-from netstack.gateway.run_command import Attachments, Gateway
+from netstack.gateway.attachments import Attachments
+from netstack.gateway.run_command import Gateway
 from netstack.network_spec import NetworkSpec
 
 

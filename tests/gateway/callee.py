@@ -19,7 +19,8 @@ from scapy.packet import NoPayload, Packet, Raw
 
 from netstack.config import FdLink, RunConfig, network_settings
 from netstack.engine.events import Event, FlowClosed, FlowOpened
-from netstack.gateway.run_command import Gateway, open_attachments
+from netstack.gateway.attachments import open_attachments
+from netstack.gateway.run_command import Gateway
 
 ADDRESS, MAC = "192.168.127.2", "5a:94:ef:e4:0c:ee"
 GATEWAY, GATEWAY_MAC = "192.168.127.1", "5a:94:ef:e4:0c:dd"

@@ -21,8 +21,9 @@ import trio.testing
 from guest_iface.link import LinkError
 from netstack.config import FdLink, ListenLink, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
 from netstack.engine.verdict import REFUSE, Verdict
-from netstack.gateway import RunFailed, run_command
-from netstack.gateway.run_command import Attachments, Gateway, open_attachments, run_trio, tell_ready
+from netstack.gateway import RunFailed, run_command, signals
+from netstack.gateway.attachments import Attachments, link_traits, open_attachments
+from netstack.gateway.run_command import Gateway, run_trio, tell_ready
 from netstack.hooks import HookRunner, Hooks
 from netstack.network_spec import NetworkSpec
 from netstack.policy_config import PolicyError
@@ -128,11 +129,11 @@ def test_tcp_listener():
 async def test_the_engine_is_told_of_the_most_careful_link(pair: tuple[int, socket.socket], tmp_path: Path):
     fd, _ = pair
     stream_only = open_attachments((ListenLink("qemu", UnixEndpoint(tmp_path / "qemu")),), 9000)
-    traits = run_command.link_traits(stream_only, 9000)
+    traits = link_traits(stream_only, 9000)
     assert (traits.mtu, traits.queue_frames, traits.verify_checksums) == (9000, 65_536, False)
     stream_only.close()
     datagrams = opened(configuration(fd))
-    assert run_command.link_traits(datagrams, 1500).queue_frames == datagrams.links[0].capabilities.queue_frames
+    assert link_traits(datagrams, 1500).queue_frames == datagrams.links[0].capabilities.queue_frames
     datagrams.close()
 
 
@@ -283,7 +284,7 @@ async def test_sighup_ends_no_gateway_that_has_a_file(tmp_path: Path):
         config = configuration(**files)
         gateway = Gateway(config, Attachments())
         async with trio.open_nursery() as nursery:
-            assert run_command._refresh(gateway, nursery) is wanted
+            assert signals._refresh(gateway, nursery) is wanted
             if gateway._events is not None:
                 nursery.start_soon(gateway._events.run)
                 await trio.testing.wait_all_tasks_blocked()
@@ -413,7 +414,7 @@ async def test_sighup_opens_the_events_again_and_leaves_the_kill_switch_on(
         await nursery.start(gateway.run)
         gateway.kill_network()
         (tmp_path / "events.jsonl").rename(tmp_path / "rotated.jsonl")
-        assert run_command._refresh(gateway, nursery)
+        assert signals._refresh(gateway, nursery)
         await trio.testing.wait_all_tasks_blocked()
         assert access(gateway) == "nothing"
         gateway.stop()

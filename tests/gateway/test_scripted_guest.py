@@ -18,10 +18,11 @@ import trio
 from guest_iface.unixgram import UnixgramLink
 from netstack.config import RunConfig, network_settings
 from netstack.gateway import demo_guest
+from netstack.gateway.attachments import Attachments
 from netstack.gateway.demo_guest import Plan, Step
 from netstack.gateway.demo_services import OFFICE_ADDRESS, PAGE, WEB_ADDRESS, WEB_NAME, Services
 from netstack.gateway.demo_services import demo_services as run_services
-from netstack.gateway.run_command import Attachments, Gateway
+from netstack.gateway.run_command import Gateway
 from netstack.gateway.scripted_guest import ScriptedNetwork
 
 

@@ -26,9 +26,10 @@ from netstack.cli_impair import impair as impair_command
 from netstack.config import CaptureOptions, Shaping
 from netstack.gateway.api import impair as impair_api
 from netstack.gateway.api import wires as wires_api
+from netstack.gateway.attachments import Attachments
 from netstack.gateway.captures import MAX_CAPTURES, CaptureError
 from netstack.gateway.name_table import MAX_NAMES, NameTable
-from netstack.gateway.run_command import Attachments, Gateway
+from netstack.gateway.run_command import Gateway
 from netstack.gateway.wires import NO_LIMITS, Limits, limits_of
 from netstack.impairments import parse_impairments
 from tests.gateway.test_driver import MemoryLink

@@ -16,8 +16,9 @@ import trio.testing
 from guest_iface.tap import TapLink
 from netstack.config import RunConfig, network_settings
 from netstack.engine.events import Event, FlowClosed
+from netstack.gateway.attachments import Attachments
 from netstack.gateway.port_forwards import KeepSource
-from netstack.gateway.run_command import Attachments, Gateway
+from netstack.gateway.run_command import Gateway
 
 from .lab import Lab, Namespace, Process, wait_until
 from .network import TAP
