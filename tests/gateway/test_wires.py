@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,8 @@ from guest_iface.pcapng import OUTBOUND
 from guest_iface.shaping import Limit
 from netstack.cli_impair import impair as impair_command
 from netstack.config import CaptureOptions, Shaping
+from netstack.debug.capture_reader import CaptureReader
+from netstack.debug.replay import Replay
 from netstack.gateway.api import impair as impair_api
 from netstack.gateway.api import wires as wires_api
 from netstack.gateway.attachments import Attachments
@@ -96,6 +99,22 @@ async def test_captures_begin_and_end_while_it_runs(tmp_path: Path) -> None:
         assert len(frames_of(first)) == 4
     assert frames_of(second) == []
     assert len(captures) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "exact"),
+    [({}, True), ({"impair": ("delay 5ms seed 7",)}, False), ({"impair": ("dns * nxdomain",)}, True)],
+)
+async def test_a_capture_beside_a_cable_that_alters_frames_is_replayed_by_their_meaning(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, options: dict[str, Any], exact: bool
+) -> None:
+    """It shows what the guest had, not what the gateway had."""
+    path = tmp_path / "a.pcapng"
+    async with running(capture=path, **options) as rig:
+        rig.links[0].put(ARP_REQUEST)
+        await trio.sleep(1)
+    with contextlib.closing(CaptureReader(path)) as reader:
+        assert Replay(reader).exact is exact
 
 
 async def test_a_capture_is_written_out_while_it_is_quiet(
