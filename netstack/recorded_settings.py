@@ -38,14 +38,20 @@ class RecordedSettings:
     clock: int
     services: frozenset[int] = frozenset()
     """Ports of the gateway that this program served."""
+    faithful: bool = True
+    """The frames are those that the gateway had, when it had them: nothing damaged, lost or delayed them on the way."""
 
 
-def recorder(network: NetworkSettings, policy: PolicySettings, services: Iterable[int] = ()) -> Callable[[int], str]:
+def recorder(
+    network: NetworkSettings, policy: PolicySettings, services: Iterable[int] = (), *, faithful: bool = True
+) -> Callable[[int], str]:
     """What `CaptureWriter` wants as its `remark`: the line, once the clock's offset is known."""
 
     def line(clock: int) -> str:
         content: dict[str, Any] = {"format": FORMAT, "clock": clock, "network": _plain(network)}
         content["services"] = sorted(services)
+        if not faithful:
+            content["faithful"] = False
         short = LEAD + json.dumps({**content, "policy": None}, separators=(",", ":"))
         whole = LEAD + json.dumps({**content, "policy": _plain(policy)}, separators=(",", ":"))
         return whole if len(whole) <= MAX_LINE else short
@@ -73,6 +79,7 @@ def _settings(content: Mapping[str, Any]) -> RecordedSettings:
         policy=None if policy is None else _policy(policy),
         clock=int(content["clock"]),
         services=frozenset(map(int, content.get("services", ()))),
+        faithful=bool(content.get("faithful", True)),
     )
 
 

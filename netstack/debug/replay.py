@@ -142,7 +142,8 @@ class Replay:
                 self.parties = replace(self.parties, network=network)
             self._clock = first[0].time if first else 0
         self.policy = policy or (recorded.policy if recorded is not None else None) or FULL_ACCESS
-        self.exact = recorded is not None and network is None and batches is None and policy in (None, recorded.policy)
+        as_it_ran = recorded is not None and recorded.faithful and policy in (None, recorded.policy)
+        self.exact = as_it_ran and network is None and batches is None
         """Answers are compared byte for byte."""
         self._batches = batches
         self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()

@@ -134,7 +134,8 @@ class Captures:
         if options.filter is not None or options.snaplen is not None:
             return None
         stack = self._driver.stack
-        return recorder(stack.settings, stack.judge.policy.settings, stack.tcp.hosted)
+        faithful = not self._wires.altering
+        return recorder(stack.settings, stack.judge.policy.settings, stack.tcp.hosted, faithful=faithful)
 
     def _chooses(self, options: CaptureOptions) -> Chooser | None:
         """What says which frames are meant. Raises CaptureError for a filter that cannot be."""

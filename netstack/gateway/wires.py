@@ -141,6 +141,11 @@ class Wires:
         faults = () if self._faults is None else self._faults.in_force
         return (*(each.spec for each in self._in_force), *faults)
 
+    @property
+    def altering(self) -> bool:
+        """The gateway and its guests do not see the same frames at the same times: a capture shows the guests' side."""
+        return bool(self._in_force or self._limits)
+
     def counts(self) -> list[dict[str, int]]:
         """What each of `impairments` has done so far, by word."""
         from dataclasses import asdict
