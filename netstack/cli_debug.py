@@ -16,6 +16,8 @@ import click
 
 if TYPE_CHECKING:
     from netstack.debug.flow_analysis import Analysis, FlowReport
+    from netstack.debug.live_api import SourceError
+    from netstack.debug.seen_packets import Recorded
 
 _SOURCE = "FILE|SOCKET|-"
 _TOKEN = click.option(
@@ -86,7 +88,10 @@ def _explain_capture(
     from netstack.policy_config import network_spec
 
     spec = network_spec(allow_net=allow_net)  # before the file is read: a rule that is wrong is told at once
-    analysis = analyse(frames(source))
+    damage: list[SourceError] = []
+    analysis = analyse(_until_damaged(frames(source), damage))
+    if damage and not analysis.packets:
+        raise damage[0]
     chosen = list(range(len(analysis.reports))) if flow is None else select(analysis.reports, flow)
     if diagram or plot is not None:
         _draw(analysis, chosen, flow, diagram, plot)
@@ -98,7 +103,20 @@ def _explain_capture(
 
         reports = judged(reports, spec)
     tail = summary(reports, analysis.packets, analysis.others)
-    return _show(reports, [reports[place] for place in chosen], flow, as_json=as_json, problems=problems, tail=tail)
+    status = _show(reports, [reports[place] for place in chosen], flow, as_json=as_json, problems=problems, tail=tail)
+    if damage:
+        raise damage[0]
+    return status
+
+
+def _until_damaged(frames: Iterator[Recorded], damage: list[SourceError]) -> Iterator[Recorded]:
+    """What there is of a file: one that is still written, or whose writer was killed, ends in the middle."""
+    from netstack.debug.live_api import SourceError
+
+    try:
+        yield from frames
+    except SourceError as error:
+        damage.append(error)
 
 
 def _show(

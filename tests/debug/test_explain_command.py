@@ -130,3 +130,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, wrong_sni: Path) -> None:
     (tmp_path / "cut").write_bytes(wrong_sni.read_bytes()[:-10])
     assert "cut off" in str(run(tmp_path / "cut").exception)
     assert "is the gateway running?" in str(run(f"unix://{tmp_path}/no.sock").exception)
+
+
+def test_a_file_that_is_cut_off_is_explained_up_to_there(wrong_sni: Path, tmp_path: Path) -> None:
+    """As one whose writer was killed: what is in it is told, then what is wrong with it."""
+    (tmp_path / "cut").write_bytes(wrong_sni.read_bytes()[:-5])
+    result = run(tmp_path / "cut")
+    assert "the policy refused it at the TLS hello" in result.output
+    assert "after frame 6: the file is cut off" in str(result.exception)
