@@ -360,3 +360,18 @@ def test_the_documentation_has_a_row_for_every_flag_and_tests_that_exist():
     assert len(named) > 40
     for file, test in named:
         assert re.search(rf"^(async )?def {test}\(", (root / file).read_text(encoding="utf-8"), re.MULTILINE), test
+
+
+def test_the_evidence_has_every_path_and_tests_that_have_the_texts():
+    from netstack.gateway.api import app, gvproxy
+
+    root = Path(__file__).parents[1]
+    told = (root / "docs" / "gvproxy.md").read_text(encoding="utf-8").partition("## Evidence")[2]
+    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", told, re.MULTILINE)
+    served = set(re.findall(r'^ +"(/[a-z/]+)": ', Path(gvproxy.__file__).read_text(encoding="utf-8"), re.MULTILINE))
+    assert {what for what, _ in rows if what.startswith("/")} == served | app.FULL
+    texts = [(what, said) for what, said in rows if not what.startswith("/")]
+    assert len(texts) > 30
+    for text, said in texts:
+        for file in re.findall(r"`(tests/[\w/]+\.py)::", said):
+            assert text in (root / file).read_text(encoding="utf-8"), (text, file)
