@@ -38,14 +38,20 @@ class RecordedSettings:
     clock: int
     services: frozenset[int] = frozenset()
     """Ports of the gateway that this program served."""
+    journal: int = 0
+    """The format of the journal between the frames; 0 where there is none."""
 
 
-def recorder(network: NetworkSettings, policy: PolicySettings, services: Iterable[int] = ()) -> Callable[[int], str]:
+def recorder(
+    network: NetworkSettings, policy: PolicySettings, services: Iterable[int] = (), *, journal: int = 0
+) -> Callable[[int], str]:
     """What `CaptureWriter` wants as its `remark`: the line, once the clock's offset is known."""
 
     def line(clock: int) -> str:
         content: dict[str, Any] = {"format": FORMAT, "clock": clock, "network": _plain(network)}
         content["services"] = sorted(services)
+        if journal:
+            content["journal"] = journal
         short = LEAD + json.dumps({**content, "policy": None}, separators=(",", ":"))
         whole = LEAD + json.dumps({**content, "policy": _plain(policy)}, separators=(",", ":"))
         return whole if len(whole) <= MAX_LINE else short
@@ -73,7 +79,23 @@ def _settings(content: Mapping[str, Any]) -> RecordedSettings:
         policy=None if policy is None else _policy(policy),
         clock=int(content["clock"]),
         services=frozenset(map(int, content.get("services", ()))),
+        journal=int(content.get("journal", 0)),
     )
+
+
+def text(value: PolicySettings | Zone) -> str:
+    """A policy or a zone by itself, as `policy` and `zone` read it."""
+    return json.dumps(_plain(value), separators=(",", ":"))
+
+
+def policy(line: str) -> PolicySettings:
+    """What `text` made of a policy. Raises ValueError, KeyError, TypeError or re.error."""
+    return _policy(json.loads(line))
+
+
+def zone(line: str) -> Zone:
+    """What `text` made of a zone. Raises as `policy` does."""
+    return _zone(json.loads(line))
 
 
 def _plain(value: Any) -> Any:

@@ -136,6 +136,11 @@ class Wires:
     # Impairments.
 
     @property
+    def untouched(self) -> bool:
+        """Whether frames pass all cables as they are: no limit and no impairment of links is in force."""
+        return not self._limits and not self._in_force
+
+    @property
     def impairments(self) -> tuple[AnyImpairment, ...]:
         """What is in force, in order, with the seeds that were drawn."""
         faults = () if self._faults is None else self._faults.in_force
