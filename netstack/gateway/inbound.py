@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -33,6 +34,8 @@ MAX_CONNECTIONS: Final = 256
 """Connections that one service at the gateway has at a time; further ones are reset."""
 DIAL_TIMEOUT: Final = 10.0
 """Seconds a guest has to answer, as gvproxy has it."""
+QUIET_SECONDS: Final = 60.0
+"""For so long the log says no second time that a service refuses connections: guests could fill the disk with it."""
 
 _ERRNOS: Final = {
     effects.REFUSED: errno.ECONNREFUSED,
@@ -59,11 +62,12 @@ class _Datagrams(NamedTuple):
 
 
 class _Service:
-    __slots__ = ("connections", "handler")
+    __slots__ = ("connections", "handler", "quiet_until")
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.connections = 0
+        self.quiet_until = -inf
 
 
 class Inbound:
@@ -277,7 +281,10 @@ class Inbound:
             address, port = effect.guest
             self._start_handler(effect.port, theirs, (socket.inet_ntoa(address), port))
         except OSError as error:
-            log.warning("port %d of the gateway: %s", effect.port, error.strerror)
+            service = self._services.get(effect.port)
+            if service is not None and now >= service.quiet_until:
+                service.quiet_until = now + QUIET_SECONDS
+                log.warning("port %d of the gateway: %s", effect.port, error.strerror)
             self._stack.stream_failed(effect.flow, effects.REFUSED, now)
             self._streams.forget(effect.flow)
             for sock in (ours, theirs):

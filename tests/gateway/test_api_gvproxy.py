@@ -6,6 +6,7 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
 import trio
 from api_client import Said, Served, asked_by_guest, served
 from callee import ADDRESS, ECHO
@@ -248,6 +249,10 @@ GUEST_ERRORS = [
         "from inside the network only loopback addresses of the host can be exposed, not localhost.",
     ),
     (
+        "/services/forwarder/expose", {"local": "[::1%lo]:80", "remote": ":7"}, 403,
+        "from inside the network only loopback addresses of the host can be exposed, not ::1%lo",
+    ),
+    (
         "/services/forwarder/expose", {"local": "127.0.0.1:0", "remote": "192.168.127.3:7"}, 403,
         "a guest can only forward to itself (192.168.127.2), not to 192.168.127.3",
     ),
@@ -261,6 +266,23 @@ GUEST_ERRORS = [
     ),
     ("/services/forwarder/unexpose", {"local": "127.0.0.1:1"}, 500, "proxy not found"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rest", [b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b'Content-Length: 9\r\n\r\n{"lo'], ids=["chunks", "length"]
+)
+async def test_a_body_that_is_cut_short_is_nothing_to_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rest: bytes
+) -> None:
+    """A traceback for each of a guest's requests would fill the host's disk."""
+    async with served(tmp_path) as api:
+        async with await api.connect() as stream:
+            await stream.send_all(b"POST /services/forwarder/expose HTTP/1.1\r\nHost: x\r\n" + rest)
+            await stream.send_eof()
+            async for _ in stream:
+                pass
+        assert (await api.ask("GET", "/leases")).status == OK
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_guest_may_forward_to_itself_and_no_more(tmp_path: Path) -> None:

@@ -199,6 +199,9 @@ async def test_a_service_that_fails_or_is_full(
             await net.guest.open(80)
             await until(lambda: net.guest.heard)
             assert str(net.guest.heard.pop().flags) == "RA"
+            await net.guest.open(80)
+            await until(lambda: net.guest.heard)
+            assert caplog.text.count("1 connections are served already") == 1, "once a minute"
             await stream.send_all(b"x")
             assert await read_all(stream) == b""
         assert "a mistake of the service's" in caplog.text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -56,6 +56,8 @@ class _AnyMethod:
             response = await self._handler(Request(scope, receive))
         except _Wrong as wrong:
             response = error(wrong.status, str(wrong))
+        except ClientDisconnect:
+            return  # guests could fill the log with the tracebacks of bodies that they cut short
         await response(scope, receive, send)
 
 
@@ -264,7 +266,8 @@ def _on_loopback(local: str) -> str:
         address = None
     if address is not None and address.is_unspecified:
         return f"[::1]:{port}"
-    if address is None or not address.is_loopback:
+    # An address with a zone (::1%eth0) would be for the host's resolver to read, and that is not a guest's to ask.
+    if address is None or not address.is_loopback or "%" in host:
         raise _Wrong(403, f"from inside the network only loopback addresses of the host can be exposed, not {host}")
     return f"{f'[{address}]' if address.version == 6 else address}:{port}"
 
