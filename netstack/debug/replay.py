@@ -21,9 +21,9 @@ and the guest's acknowledgements are mapped to our numbers where they differ.
 from __future__ import annotations
 
 import os
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -38,16 +38,13 @@ from netstack.debug.host_script import HostScript
 from netstack.debug.journal_player import Ahead, JournalPlayer
 from netstack.debug.lookahead import LOOKAHEAD, Lookahead, Seen
 from netstack.debug.parties import Parties, find, from_packet
+from netstack.debug.replay_records import CLOCK, GUEST, HOST, Record, Summary
 from netstack.engine.events import Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.journal import JournalError
 from netstack.wire import tcp
-
-GUEST: Final = "guest"
-HOST: Final = "host"
-CLOCK: Final = "clock"
 
 MAX_NUMBERS: Final = 65_536
 """Flows whose numbers are remembered by their addresses; the oldest makes room."""
@@ -60,47 +57,6 @@ JITTER: Final = 0.0002
 """Seconds by which a deadline of ours may lie behind the recorded one: round trips are measured on times cut short."""
 NANOSECONDS: Final = 5e-9
 _MASK: Final = 0xFFFFFFFF
-
-
-class Record(NamedTuple):
-    """One step. `time` is seconds since the first frame; `number` the frame's, as Wireshark counts, 0 for CLOCK."""
-
-    number: int
-    time: float
-    direction: str
-    """GUEST, HOST (recorded), or CLOCK: no frame, time went by."""
-    frame: bytes
-    """As recorded, with an Ethernet header; empty for CLOCK."""
-    flow: int
-    """The engine's number of the flow it belongs to; 0 where there is none."""
-    events: tuple[Event, ...]
-    """What the engine told. Of frames that came in one batch, what it told of all of them is with the last."""
-    answers: tuple[bytes, ...]
-    """The frames we sent. Of a batch as well."""
-    differences: tuple[Difference, ...]
-    """Certain by now; a difference's `number` says which recorded frame it is about."""
-    skipped: str = ""
-    """Why a guest's frame was not given to the engine; mostly empty."""
-    comment: str = ""
-    """What the file says beside the frame."""
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a replay came to. Counts; `differences` of all records together."""
-
-    frames: int = 0
-    guest_frames: int = 0
-    host_frames: int = 0
-    cut_off: int = 0
-    """Frames of which the capture holds only the beginning: the rest is replayed as zeros."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    sent: int = 0
-    differences: int = 0
-    compared: int = 0
-    """Recorded frames or answers that were found equal."""
-    seconds: float = 0.0
-    events: Counter[str] = field(default_factory=Counter)
 
 
 class Replay:
