@@ -132,6 +132,17 @@ class Capture:
         if not self.failure:
             self._add(interface, frames, direction, self._stamp())
 
+    def journal(self, data: bytes, *, anyhow: bool = False) -> bool:
+        """Add bytes that are no frame, behind those that came before: what a replay has to know.
+
+        False when they are lost, or frames were, unless `anyhow`: then there is no whole to be replayed.
+        """
+        self.release()
+        if not anyhow and any(counts.lost for counts in self.counts):
+            return False
+        block = pcapng.journal(data)
+        return self._sink.put([block, b"", b""], len(block))  # three pieces, as a frame's
+
     def _stamp(self) -> int:
         """Nanoseconds of the wall clock."""
         return self._offset() + int(self._clock() * 1e9)

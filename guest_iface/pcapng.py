@@ -9,6 +9,13 @@ SECTION_HEADER: Final = 0x0A0D0D0A
 INTERFACE_DESCRIPTION: Final = 1
 INTERFACE_STATISTICS: Final = 5
 ENHANCED_PACKET: Final = 6
+CUSTOM: Final = 0x00000BAD
+"""A block of a program's own, which others skip, and which tools copy with the file (section 4.9)."""
+
+ENTERPRISE: Final = 32473
+"""The private enterprise number of a custom block: that of examples (RFC 5612), so JOURNAL says whose it is."""
+JOURNAL: Final = b"netstack:journal"
+"""What a custom block of ours begins with, before the length of its data and the data."""
 
 INBOUND: Final = 1
 """epb_flags of a frame from the guest."""
@@ -31,6 +38,7 @@ _RECEIVED: Final = 4
 _DROPPED: Final = 5
 _PACKET_FLAGS: Final = 2
 
+_CUSTOM: Final = Struct(f"<III{len(JOURNAL)}sI")
 _BLOCK: Final = Struct("<II")
 _LENGTH: Final = Struct("<I")
 _OPTION: Final = Struct("<HH")
@@ -70,6 +78,13 @@ def interface_statistics(interface: int, started: int, ended: int, received: int
         + _option(_DROPPED, _COUNT.pack(dropped))
     )
     return _block(INTERFACE_STATISTICS, _STATISTICS.pack(interface, ended >> 32, ended & 0xFFFFFFFF) + options)
+
+
+def journal(data: bytes) -> bytes:
+    """A custom block with bytes that are no frame and that whoever replays the file wants."""
+    padding = -len(data) & 3
+    length = _CUSTOM.size + len(data) + padding + _LENGTH.size
+    return _CUSTOM.pack(CUSTOM, length, ENTERPRISE, JOURNAL, len(data)) + data + bytes(padding) + _LENGTH.pack(length)
 
 
 def comment_option(text: str) -> bytes:

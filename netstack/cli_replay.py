@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from netstack.debug.dialogue import Dialogue
-    from netstack.debug.replay import Record, Replay
+    from netstack.debug.replay import Replay
+    from netstack.debug.replay_records import Record
 
 LARGE: Final = 8 << 20
 """Bytes of a file from which on a terminal is shown how far it is."""

@@ -40,10 +40,17 @@ class RecordedSettings:
     """Ports of the gateway that this program served."""
     faithful: bool = True
     """The frames are those that the gateway had, when it had them: nothing damaged, lost or delayed them on the way."""
+    journal: int = 0
+    """The format of the journal between the frames; 0 where there is none."""
 
 
 def recorder(
-    network: NetworkSettings, policy: PolicySettings, services: Iterable[int] = (), *, faithful: bool = True
+    network: NetworkSettings,
+    policy: PolicySettings,
+    services: Iterable[int] = (),
+    *,
+    faithful: bool = True,
+    journal: int = 0,
 ) -> Callable[[int], str]:
     """What `CaptureWriter` wants as its `remark`: the line, once the clock's offset is known."""
 
@@ -52,6 +59,8 @@ def recorder(
         content["services"] = sorted(services)
         if not faithful:
             content["faithful"] = False
+        if journal:
+            content["journal"] = journal
         short = LEAD + json.dumps({**content, "policy": None}, separators=(",", ":"))
         whole = LEAD + json.dumps({**content, "policy": _plain(policy)}, separators=(",", ":"))
         return whole if len(whole) <= MAX_LINE else short
@@ -80,7 +89,23 @@ def _settings(content: Mapping[str, Any]) -> RecordedSettings:
         clock=int(content["clock"]),
         services=frozenset(map(int, content.get("services", ()))),
         faithful=bool(content.get("faithful", True)),
+        journal=int(content.get("journal", 0)),
     )
+
+
+def text(value: PolicySettings | Zone) -> str:
+    """A policy or a zone by itself, as `policy` and `zone` read it."""
+    return json.dumps(_plain(value), separators=(",", ":"))
+
+
+def policy(line: str) -> PolicySettings:
+    """What `text` made of a policy. Raises ValueError, KeyError, TypeError or re.error."""
+    return _policy(json.loads(line))
+
+
+def zone(line: str) -> Zone:
+    """What `text` made of a zone. Raises as `policy` does."""
+    return _zone(json.loads(line))
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from struct import Struct
 from typing import BinaryIO, Final, NamedTuple
 
+from guest_iface.pcapng import CUSTOM, ENTERPRISE, JOURNAL
 from netstack.config import ConfigError
 
 UNKNOWN: Final = 0
@@ -84,6 +85,8 @@ class CapturedFrame(NamedTuple):
     length: int
     ethernet: bool
     comment: str
+    journal: tuple[bytes, ...] = ()
+    """What a capture of our own says between the frame before and this one (netstack.journal)."""
 
 
 class CaptureReader:
@@ -102,6 +105,8 @@ class CaptureReader:
         self.position = 0
         """Bytes read so far."""
         self.frames = 0
+        self.journal: tuple[bytes, ...] = ()
+        """Of the journal, what lies behind the frame that was read last."""
         self._order = "<"
         try:
             self._file: BinaryIO = self.path.open("rb")
@@ -210,12 +215,27 @@ class CaptureReader:
             if kind == _INTERFACE:
                 self._interface(body)
             elif kind == _PACKET:
-                yield self._packet(body)
+                frame = self._packet(body)
+                if self.journal:
+                    frame, self.journal = frame._replace(journal=self.journal), ()
+                yield frame
+            elif kind == CUSTOM:
+                self._custom(body)
             elif kind == _SIMPLE_PACKET:
                 yield self._simple_packet(body)
             elif kind == _OLD_PACKET:
                 raise self._fault("an obsolete Packet Block; convert the file with: editcap -F pcapng OLD NEW")
-            # Others (name resolution, statistics, secrets, custom) hold no frame.
+            # Others (name resolution, statistics, secrets) hold no frame.
+
+    def _custom(self, body: bytes) -> None:
+        """A block of some program's own: ours is the journal."""
+        head = Struct(f"{self._order}I{len(JOURNAL)}sI")
+        if len(body) < head.size or head.unpack_from(body)[:2] != (ENTERPRISE, JOURNAL):
+            return
+        length = head.unpack_from(body)[2]
+        if head.size + length > len(body):
+            raise self._fault("a block of the journal that is shorter than it says")
+        self.journal += (body[head.size : head.size + length],)
 
     def _interface(self, body: bytes) -> None:
         if len(body) < 8:

@@ -20,7 +20,8 @@ import dns.rdatatype
 
 from netstack.debug import packets
 from netstack.debug.comparison import Difference
-from netstack.debug.replay import GUEST, Record, Replay
+from netstack.debug.replay import Replay
+from netstack.debug.replay_records import GUEST, Record
 from netstack.engine.events import (
     DnsEvent,
     Event,

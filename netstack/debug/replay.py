@@ -21,31 +21,30 @@ and the guest's acknowledgements are mapped to our numbers where they differ.
 from __future__ import annotations
 
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from guest_iface.tap import MAX_SEGMENT_TEXT
-from netstack import recorded_settings
+from netstack import journal, recorded_settings
 from netstack.debug import packets
 from netstack.debug.capture_reader import OUTBOUND, CapturedFrame, CaptureError, CaptureReader
 from netstack.debug.comparison import Comparison, Difference
 from netstack.debug.connections import Connections
 from netstack.debug.host_script import HostScript
+from netstack.debug.journal_player import Ahead, JournalPlayer
 from netstack.debug.lookahead import LOOKAHEAD, Lookahead, Seen
 from netstack.debug.parties import Parties, find, from_packet
+from netstack.debug.replay_records import CLOCK, GUEST, HOST, Record, Summary
 from netstack.engine.events import Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
+from netstack.journal import JournalError
 from netstack.wire import tcp
-
-GUEST: Final = "guest"
-HOST: Final = "host"
-CLOCK: Final = "clock"
 
 MAX_NUMBERS: Final = 65_536
 """Flows whose numbers are remembered by their addresses; the oldest makes room."""
@@ -58,47 +57,6 @@ JITTER: Final = 0.0002
 """Seconds by which a deadline of ours may lie behind the recorded one: round trips are measured on times cut short."""
 NANOSECONDS: Final = 5e-9
 _MASK: Final = 0xFFFFFFFF
-
-
-class Record(NamedTuple):
-    """One step. `time` is seconds since the first frame; `number` the frame's, as Wireshark counts, 0 for CLOCK."""
-
-    number: int
-    time: float
-    direction: str
-    """GUEST, HOST (recorded), or CLOCK: no frame, time went by."""
-    frame: bytes
-    """As recorded, with an Ethernet header; empty for CLOCK."""
-    flow: int
-    """The engine's number of the flow it belongs to; 0 where there is none."""
-    events: tuple[Event, ...]
-    """What the engine told. Of frames that came in one batch, what it told of all of them is with the last."""
-    answers: tuple[bytes, ...]
-    """The frames we sent. Of a batch as well."""
-    differences: tuple[Difference, ...]
-    """Certain by now; a difference's `number` says which recorded frame it is about."""
-    skipped: str = ""
-    """Why a guest's frame was not given to the engine; mostly empty."""
-    comment: str = ""
-    """What the file says beside the frame."""
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a replay came to. Counts; `differences` of all records together."""
-
-    frames: int = 0
-    guest_frames: int = 0
-    host_frames: int = 0
-    cut_off: int = 0
-    """Frames of which the capture holds only the beginning: the rest is replayed as zeros."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    sent: int = 0
-    differences: int = 0
-    compared: int = 0
-    """Recorded frames or answers that were found equal."""
-    seconds: float = 0.0
-    events: Counter[str] = field(default_factory=Counter)
 
 
 class Replay:
@@ -145,19 +103,29 @@ class Replay:
         as_it_ran = recorded is not None and recorded.faithful and policy in (None, recorded.policy)
         self.exact = as_it_ran and network is None and batches is None
         """Answers are compared byte for byte."""
+        if recorded is not None and recorded.journal not in (0, journal.FORMAT):
+            raise CaptureError(
+                f"{where}: its journal is of format {recorded.journal}, this program knows {journal.FORMAT}"
+            )
+        has_journal = self.exact and recorded is not None and recorded.journal > 0
         self._batches = batches
         self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.stack = Stack(
             self.parties.network,
-            initial_sequence=lambda key, _now: self._connections.initial_sequence(key),
+            initial_sequence=self._initial_sequence,
             policy=self.policy,
-            segment_offload=lambda mac: MAX_SEGMENT_TEXT if mac in self._connections.offloads else 0,
+            segment_offload=self._segment_offload,
         )
         if recorded is not None:
             self.stack.tcp.hosted |= recorded.services
         self._connections = Connections(self.stack, self._ahead, exact=self.exact)
         self._script = HostScript(self.stack, self._connections.table, self._ahead, self._report, own=self.exact)
         self._script.sent = self._sent_to_host
+        self._journal: _Journal | None = None
+        if has_journal:
+            read_ahead = Ahead(self._ahead.play(self._see))
+            player = JournalPlayer(self.stack, read_ahead, report=self._report, sent=self._sent_to_host)
+            self._journal = _Journal(read_ahead, player)
         self._comparison = Comparison(exact=self.exact)
         self._events: list[Event] = []
         self._answers: list[bytes] = []
@@ -201,6 +169,10 @@ class Replay:
 
     def __iter__(self) -> Iterator[Record]:
         """The records. Raises CaptureError where the file cannot be read any further."""
+        if self._journal is not None:
+            yield from self._play_journal(self._journal)
+            yield from self._finish()
+            return
         group: list[Seen] = []
         for count, seen in enumerate(self._ahead.play(self._see)):
             if not count % PROGRESS:
@@ -212,6 +184,61 @@ class Replay:
             yield from self._play(group)
             group = []
         yield from self._finish()
+
+    def _play_journal(self, journal: _Journal) -> Iterator[Record]:
+        """As it was: what the engine was told stands between the frames."""
+        arrived: deque[Seen] = deque()
+        for count, seen in enumerate(journal.ahead):
+            if not count % PROGRESS:
+                self.on_progress(self.reader.position)
+            when = (seen.captured.time - self._clock) / 1e9
+            if self._start is None:
+                self._start = self._now = when
+            for block in seen.captured.journal:
+                yield from self._play_block(journal.player, block, arrived)
+            if journal.player.stopped:
+                yield self._record(seen, (), (), (), journal.player.stopped if seen.from_guest else "")
+            elif seen.from_guest:
+                arrived.append(seen)
+            else:
+                if seen.frame[6:12] == self.parties.gateway_mac:  # others are from one guest to another
+                    self._comparison.recorded(seen.captured.number, when - self._start, seen.frame)
+                yield self._record(seen, (), (), self._differences(), "")
+        for block in self.reader.journal:
+            yield from self._play_block(journal.player, block, arrived)
+        for seen in arrived:
+            yield self._record(seen, (), (), (), journal.player.stopped or "the capture ended before it was looked at")
+
+    def _play_block(self, player: JournalPlayer, block: bytes, arrived: deque[Seen]) -> Iterator[Record]:
+        before = list(arrived)
+        try:
+            sent = player.play(block, arrived)
+        except JournalError as error:
+            raise CaptureError(f"{self.reader.path}: {error}") from error
+        self._now = max(self._now, player.now)
+        time = self._now - (self._start or 0.0)
+        for frame in sent:
+            self._answers.append(frame)
+            self._comparison.sent(frame, time)
+        self.summary.sent += len(sent)
+        taken = before[: len(player.skipped)]
+        for seen, skipped in zip(taken[:-1], player.skipped, strict=False):
+            yield self._record(seen, (), (), (), skipped)
+        events, answers = self._take()
+        if taken:
+            yield self._record(taken[-1], events, answers, (), player.skipped[-1])
+        elif events or answers:
+            yield Record(0, time, CLOCK, b"", 0, events, answers, ())
+
+    def _initial_sequence(self, key: bytes, _now: float) -> int:
+        if self._journal is not None:
+            return self._journal.player.initial_sequence()
+        return self._connections.initial_sequence(key)
+
+    def _segment_offload(self, mac: bytes) -> int:
+        if self._journal is not None:
+            return self._journal.player.segment_offload()
+        return MAX_SEGMENT_TEXT if mac in self._connections.offloads else 0
 
     def _see(self, captured: CapturedFrame) -> Seen:
         """Whose frame it is, and what is in it."""
@@ -457,6 +484,11 @@ class Replay:
         events, answers = self._take()
         if differences or events or answers:
             yield Record(0, self._now - (self._start or 0.0), CLOCK, b"", 0, events, answers, differences)
+
+
+class _Journal(NamedTuple):
+    ahead: Ahead
+    player: JournalPlayer
 
 
 def _nobody() -> Parties:

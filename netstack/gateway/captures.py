@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from netstack import journal
 from netstack.config import CaptureOptions
 from netstack.engine.events import Event
+from netstack.gateway.journal import Journal
 from netstack.recorded_settings import recorder
 from netstack.wire_options import DEFAULT_FILES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from guest_iface.capture import Capture, CaptureWriter, Chooser, Remark
     from netstack.gateway.capture_comments import CaptureComments
     from netstack.gateway.driver import Driver
@@ -55,9 +59,12 @@ class _Running:
 class Captures:
     """One gateway's. `note` wants every event: verdicts are comments."""
 
-    def __init__(self, wires: Wires, driver: Driver) -> None:
+    def __init__(self, wires: Wires, driver: Driver, *, holds: Callable[[], bool] = lambda: False) -> None:
+        """`holds` says whether anything else than `wires` may hold frames on their way: breakpoints."""
         self._wires = wires
         self._driver = driver
+        self._holds = holds
+        self._journal = Journal(driver, self._is_untouched)
         self._running: dict[int, _Running] = {}
         self._next = 1
         self._nursery: trio.Nursery | None = None
@@ -134,8 +141,21 @@ class Captures:
         if options.filter is not None or options.snaplen is not None:
             return None
         stack = self._driver.stack
-        faithful = not self._wires.altering
-        return recorder(stack.settings, stack.judge.policy.settings, stack.tcp.hosted, faithful=faithful)
+        return recorder(
+            stack.settings,
+            stack.judge.policy.settings,
+            stack.tcp.hosted,
+            faithful=self._is_untouched(),
+            journal=journal.FORMAT if self._has_journal(options) else 0,
+        )
+
+    def _is_untouched(self) -> bool:
+        """Whether the engine gets what the guests send, and they what it sends: a capture is on the guests' side."""
+        return self._wires.untouched and not self._holds()
+
+    def _has_journal(self, options: CaptureOptions) -> bool:
+        """Whether a capture holds everything from the beginning to its end, so that it can be played as it was."""
+        return options == EVERYTHING and self._journal.possible
 
     def _chooses(self, options: CaptureOptions) -> Chooser | None:
         """What says which frames are meant. Raises CaptureError for a filter that cannot be."""
@@ -159,6 +179,8 @@ class Captures:
         self._next += 1
         self._running[number] = _Running(capture, comments, path, options, trio.CancelScope())
         self._wires.listen(capture)
+        if self._has_journal(options):
+            self._journal.begin(capture)
         return number
 
     def _keep_flushing(self, writer: CaptureWriter, scope: trio.CancelScope) -> None:
@@ -174,6 +196,7 @@ class Captures:
         running = self._running.pop(number, None)
         if running is None:
             return False
+        self._journal.end(running.capture)
         self._wires.stop_listening(running.capture)
         running.flushing.cancel()
         running.capture.close()

@@ -87,11 +87,14 @@ class Driver:
         `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block."""
         self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
         # Each guest is on a link of its own, and one may do what another cannot.
+        self.initial_sequence = keyed_sequence_numbers()
+        """What the engine asks for TCP's numbers."""
+        # Both once a connection, and not as they are now: a journal listens to the answers.
         self.stack = Stack(
             settings,
-            initial_sequence=keyed_sequence_numbers(),
+            initial_sequence=lambda key, now: self.initial_sequence(key, now),  # noqa: PLW0108 - looked up each time
             policy=policy,
-            segment_offload=switch.segment_offload,
+            segment_offload=lambda mac: switch.segment_offload(mac),  # noqa: PLW0108 - looked up each time
         )
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)

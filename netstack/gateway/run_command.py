@@ -117,7 +117,7 @@ class Gateway:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         self.wires = Wires(self.driver)
-        self.captures = Captures(self.wires, self.driver)
+        self.captures = Captures(self.wires, self.driver, holds=self._has_breakpoints)
         try:
             self.wires.begin(config)
             if config.capture is not None:
@@ -125,6 +125,9 @@ class Gateway:
         except (CaptureError, ValueError) as error:
             self._close_files()
             raise RunFailed(str(error)) from error
+
+    def _has_breakpoints(self) -> bool:
+        return self.debugging is not None and bool(self.debugging.breakpoints.all())
 
     def _forget_names(self) -> None:
         self.driver.stack.dns.cache.clear()

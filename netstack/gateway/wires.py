@@ -136,15 +136,15 @@ class Wires:
     # Impairments.
 
     @property
+    def untouched(self) -> bool:
+        """Whether frames pass all cables as they are: no limit and no impairment of links is in force."""
+        return not self._limits and not self._in_force
+
+    @property
     def impairments(self) -> tuple[AnyImpairment, ...]:
         """What is in force, in order, with the seeds that were drawn."""
         faults = () if self._faults is None else self._faults.in_force
         return (*(each.spec for each in self._in_force), *faults)
-
-    @property
-    def altering(self) -> bool:
-        """The gateway and its guests do not see the same frames at the same times: a capture shows the guests' side."""
-        return bool(self._in_force or self._limits)
 
     def counts(self) -> list[dict[str, int]]:
         """What each of `impairments` has done so far, by word."""

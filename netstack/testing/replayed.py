@@ -10,7 +10,8 @@ from typing import TypeVar
 from netstack.debug.comparison import Difference
 from netstack.debug.dialogue import Dialogue, header_lines, summary_line
 from netstack.debug.parties import parse_guest
-from netstack.debug.replay import Replay, Summary
+from netstack.debug.replay import Replay
+from netstack.debug.replay_records import Summary
 from netstack.engine.events import Event
 from netstack.network_spec import NetworkSpec
 

@@ -1,0 +1,224 @@
+"""Listens to the calls on one engine, and writes them into the captures that want to be replayed exactly.
+
+It puts itself before the methods it wants to hear of, and takes itself away again: without a capture nothing of it is
+there. A flush of the driver is a block, written before the frames that the flush sends.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from netstack.build_kind import build_kind
+from netstack.journal import (
+    BY_NAME,
+    CALLS,
+    FRAMES,
+    INJECTED,
+    JUDGE,
+    NOBODY,
+    NOW,
+    OFFLOAD,
+    SEQUENCE,
+    STOPPED,
+    TAKE_FRAMES,
+    Call,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from guest_iface.capture import Capture
+    from netstack.gateway.driver import Driver
+
+MAX_BLOCK: Final = 4 << 20
+"""Bytes of records that wait for a flush to end; then they are a block of their own."""
+TOUCHED: Final = "frames were held or damaged on the way from here on"
+BEHIND: Final = "the capture could not be written fast enough"
+SESSION: Final = "a question came to the name server from outside of the network"
+
+
+class Journal:
+    """One gateway's."""
+
+    def __init__(self, driver: Driver, untouched: Callable[[], bool]) -> None:
+        """`untouched` says whether the engine gets every frame as the captures see it."""
+        self._driver = driver
+        self._untouched = untouched
+        self._captures: list[Capture] = []
+        self._owed: list[tuple[Capture, str]] = []
+        """Captures whose journal has ended, and was not told so yet: the reason."""
+        self._records: list[bytes] = []
+        self._size = 0
+        self._now: float | None = None
+        self._by_hand = False
+        self._replaced: list[tuple[Any, str, Any]] = []
+        """Owner, name, and what the owner itself had there: None where it was the class's."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether a capture that begins now can be replayed: the engine is as it was made, and gets every frame.
+
+        Nobody can put himself before the methods of a compiled engine.
+        """
+        return self._driver.now < 0 and self._untouched() and build_kind() == "pure"
+
+    def begin(self, capture: Capture) -> None:
+        """Write into a capture from now on: from before the engine's first flush."""
+        if not self._captures:
+            self._listen()
+            judge = self._driver.stack.judge
+            self._record(JUDGE, (judge.consults, judge.loosens))
+        self._captures.append(capture)
+
+    def end(self, capture: Capture) -> None:
+        """Write into it no more. Does nothing if it had no journal."""
+        if capture in self._captures:
+            self._write()
+            self._captures.remove(capture)
+            if not self._captures:
+                self._fall_silent()
+        self._owed = [each for each in self._owed if each[0] is not capture]
+
+    # -- being there -------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        driver, stack = self._driver, self._driver.stack
+        for call in CALLS:
+            owner = attrgetter(call.place)(stack) if call.place else stack
+            self._replace(owner, call.name, self._listener(call, getattr(owner, call.name)))
+        self._replace(stack, "dns_session", partial(self._dns_session, stack.dns_session))
+        self._replace(driver.switch, "ingress", partial(self._ingress, driver.switch.ingress))
+        self._replace(driver.switch, "segment_offload", partial(self._answered, OFFLOAD, driver.switch.segment_offload))
+        self._replace(driver, "initial_sequence", partial(self._answered, SEQUENCE, driver.initial_sequence))
+        self._replace(driver, "take_frames", partial(self._put_in, driver.take_frames))
+
+    def _replace(self, owner: Any, name: str, listener: Callable[..., Any]) -> None:
+        self._replaced.append((owner, name, owner.__dict__.get(name)))
+        setattr(owner, name, listener)
+
+    def _fall_silent(self) -> None:
+        for owner, name, own in self._replaced:
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+        self._replaced.clear()
+        self._records.clear()
+        self._size = 0
+
+    def _listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
+        code, count, keywords = call.code, len(call.letters), call.keywords
+        time = call.letters.find("t")
+        text = call.letters.find("x")
+        parameters = inspect.signature(method)
+
+        def listen(*given: Any, **named: Any) -> Any:
+            values = given
+            if named or keywords or len(given) != count:
+                bound = parameters.bind(*given, **named)
+                bound.apply_defaults()
+                values = tuple(bound.arguments.values())
+            if time >= 0:
+                self._at(values[time])
+                values = values[:time] + values[time + 1 :]
+            elif text >= 0:
+                values = (*values[:text], len(values[text]))
+            self._record(code, values)
+            answer = method(*given, **named)
+            if code == TAKE_FRAMES:
+                self._flushed(answer)
+            return answer
+
+        if call is BY_NAME["replace_policy"]:
+            return partial(self._replace_policy, listen)
+        return listen
+
+    # -- what is heard -----------------------------------------------------------------------------------------------
+
+    def _record(self, code: int, values: tuple[Any, ...]) -> None:
+        record = encode(code, values)
+        self._records.append(record)
+        self._size += len(record)
+
+    def _at(self, now: float) -> None:
+        if self._size > MAX_BLOCK:
+            self._write()
+        if now != self._now:
+            self._now = now
+            self._record(NOW, (now,))
+
+    def _ingress(self, method: Callable[..., list[bytes]], port: int, frames: list[bytes], now: float) -> list[bytes]:
+        if not self._untouched():
+            self._stop(TOUCHED)
+            return method(port, frames, now)
+        passed = method(port, frames, now)
+        self._at(now)
+        if self._by_hand:
+            for frame in passed:
+                self._record(INJECTED, (frame,))
+        else:
+            self._record(FRAMES, (len(frames), b"" if len(passed) == len(frames) else _which(frames, passed)))
+        return passed
+
+    def _put_in(self, method: Callable[..., None], port: int, frames: list[bytes]) -> None:
+        self._by_hand = True
+        try:
+            method(port, frames)
+        finally:
+            self._by_hand = False
+
+    def _answered(self, code: int, method: Callable[..., int], *given: Any) -> int:
+        answer = method(*given)
+        self._record(code, (answer,))
+        return answer
+
+    def _replace_policy(self, listen: Callable[..., None], *given: Any, **named: Any) -> None:
+        judge = self._driver.stack.judge
+        self._record(JUDGE, (judge.consults, judge.loosens))
+        listen(*given, **named)
+
+    def _dns_session(self, method: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        # What it is asked comes by no call on the stack.
+        self._stop(SESSION)
+        return method(*given, **named)
+
+    def _flushed(self, frames: Collection[bytes]) -> None:
+        if frames and not self._driver.links:
+            self._record(NOBODY, ())
+        self._write()
+
+    # -- what is written ---------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        data = b"".join(self._records)
+        self._records.clear()
+        self._size = 0
+        for capture in self._captures.copy():
+            if not capture.journal(data):
+                self._captures.remove(capture)
+                self._owed.append((capture, BEHIND))
+        if self._owed:
+            self._owed = [each for each in self._owed if not each[0].journal(encode(STOPPED, (each[1],)), anyhow=True)]
+        if not self._captures and not self._owed:
+            self._fall_silent()
+
+    def _stop(self, why: str) -> None:
+        """No more can be told."""
+        self._write()
+        self._record(STOPPED, (why,))
+        self._write()
+        self._captures.clear()
+        self._fall_silent()
+
+
+def _which(frames: list[bytes], passed: list[bytes]) -> bytes:
+    """A bit for each frame: 1 for those that passed. Those that did are in order."""
+    bits = at = 0
+    for number, frame in enumerate(frames):
+        if at < len(passed) and passed[at] is frame:
+            bits |= 1 << number
+            at += 1
+    return bits.to_bytes((len(frames) + 7) // 8, "little")
