@@ -95,10 +95,13 @@ async def test_the_numbers_are_real(tmp_path: Path) -> None:
                 await api.gateway.dial_guest(ADDRESS, CLOSED)
             except ConnectionRefusedError:
                 continue
-        flat = flattened(json.loads((await api.ask("GET", "/stats")).body))
         counters = api.gateway.driver.links[0].counters
-        assert (flat["NICs.Rx.Packets"], flat["BytesReceived"]) == (counters.rx_frames, counters.rx_bytes)
-        assert (flat["NICs.Tx.Packets"], flat["BytesSent"]) == (counters.tx_frames, counters.tx_bytes)
+        before = counters.rx_frames, counters.rx_bytes, counters.tx_frames, counters.tx_bytes
+        flat = flattened(json.loads((await api.ask("GET", "/stats")).body))
+        after = counters.rx_frames, counters.rx_bytes, counters.tx_frames, counters.tx_bytes
+        said = flat["NICs.Rx.Packets"], flat["BytesReceived"], flat["NICs.Tx.Packets"], flat["BytesSent"]
+        # A late acknowledgement of the guest's may pass while the question is answered.
+        assert all(least <= each <= most for least, each, most in zip(before, said, after, strict=True))
         assert (flat["TCP.ActiveConnectionOpenings"], flat["TCP.PassiveConnectionOpenings"]) == (1, 0)
         assert (flat["TCP.CurrentEstablished"], flat["TCP.CurrentConnected"]) == (1, 1)
         assert (flat["TCP.FailedConnectionAttempts"], flat["TCP.ResetsReceived"]) == (2, 2)
