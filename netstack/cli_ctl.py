@@ -203,6 +203,24 @@ def leases(ctx: click.Context, /, *, as_json: bool) -> int:
     return _run(ctx, work)
 
 
+@ctl.command()
+@_json_option
+@click.pass_context
+def links(ctx: click.Context, /, *, as_json: bool) -> int:
+    """List the guests' links: what each can do and is used for, and what it has carried."""
+
+    def work(client: Client) -> None:
+        found = client.links()
+        if as_json:
+            _print_json(found)
+        else:
+            from netstack.ctl_report import show_links
+
+            show_links(found)
+
+    return _run(ctx, work)
+
+
 @ctl.group(invoke_without_command=True)
 @_json_option
 @click.pass_context

@@ -184,6 +184,16 @@ def capability_words(link: Link) -> str:
     )
 
 
+def show_links(links: Sequence[Link]) -> None:
+    """Print links, with their guests and what they have carried."""
+    out = console()
+    for link in links:
+        out.print(f"{plain(link.name)}: {capability_words(link)}")
+        out.print(f"  {link_words(link.counters)}; {', '.join(link.macs) or 'no guest heard yet'}")
+        for reason, count in sorted(link.counters.drops.items()):
+            out.print(f"  dropped: {count} {reason}")
+
+
 def show_counters(counters: Counters, links: Sequence[Link] = ()) -> None:
     """Print totals, and what the links that are there can do."""
     out = console()
