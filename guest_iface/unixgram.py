@@ -64,10 +64,10 @@ class UnixgramLink(PacketLink):
         self._sock = sock
         self._bound = bound
         self.buffers, guest_buffer = _enlarge_buffers(sock)
-        # The kernel looks whether there is room at all before it takes a datagram, not whether it is enough.
         self._batch_calls = BatchCalls(sock.fileno()) if batch_calls and available() else None
         capabilities = LinkCapabilities(
             mtu=mtu,
+            # The kernel looks whether there is room at all before it takes a datagram, not whether it is enough.
             queue_frames=guest_buffer // _charge(MIN_FRAME + mtu) + 1,
             batch_calls=self._batch_calls is not None,
         )
