@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from guest_iface.link import Link
+from guest_iface.link import BATCH, Link
 
 FROM_GUEST: Final = "from-guest"
 TO_GUEST: Final = "to-guest"
@@ -190,6 +190,20 @@ class BreakpointLink(Link):
             frames = self._breakpoints.pass_on(self, FROM_GUEST, frames)
             if frames:
                 return frames
+
+    @property
+    def descriptor(self) -> int:
+        """See Link."""
+        return self._link.descriptor
+
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return self._link.holds_frames
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        return [] if self._breakpoints.active or self._released else self._link.receive_now(limit)
 
     def send_batch(self, frames: Sequence[bytes]) -> None:
         """See Link."""

@@ -100,6 +100,27 @@ class Cable(Link):
                 return frames
         return await self._receive_on_the_way()
 
+    @property
+    def descriptor(self) -> int:
+        """See Link."""
+        return self._link.descriptor
+
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return self._link.holds_frames
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        if self._from_guest is not None or self._stranded:
+            return []
+        for listener, _ in self._listeners:
+            listener.release()
+        frames = self._link.receive_now(limit)
+        if frames:
+            self._take(frames)
+        return frames
+
     def _take(self, frames: list[bytes]) -> bool:
         """Have frames captured, and put them on the way; False if there is none any more."""
         for listener, interface in self._listeners:
