@@ -42,6 +42,8 @@ class LinkCapabilities:
     segment_offload: int = 0
     """Above 0, TCP segments of the gateway's go with partial checksums, and may hold this many bytes of text: the
     guest's side cuts them. The IPv4 header has no options then. 0: frames go as they are to arrive."""
+    batch_calls: bool = False
+    """Many frames go with one system call, under load."""
 
 
 @dataclass(slots=True)

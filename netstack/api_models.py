@@ -175,9 +175,20 @@ class Link(_Model):
     port: int
     name: str
     mtu: int
+    """DHCP tells guests of it."""
     largest_frame: int
+    """What a guest may send, bytes: more than the MTU where it may leave segmentation to us."""
     queue_frames: int
     segment_offload: int
+    """Bytes of text that a TCP frame to the guest may hold, with a partial checksum; 0: it gets ordinary frames."""
+    segment: int
+    """The largest TCP segment that guests are offered, bytes (MSS)."""
+    window: int
+    """The largest TCP window, bytes. It follows from the smallest queue of all links, unless `--tcp-window` says it."""
+    verified_checksums: bool
+    """Whether the guests' checksums are looked at."""
+    batch_calls: bool
+    """Whether many frames go with one system call, under load."""
     guests: int
     """How many have come to it so far."""
     backlog: int

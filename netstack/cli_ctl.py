@@ -361,7 +361,7 @@ def events(ctx: click.Context, /, *, kinds: Sequence[str]) -> int:
 @_json_option
 @click.pass_context
 def stats(ctx: click.Context, /, *, as_gvproxy: bool, as_json: bool) -> int:
-    """Show counters."""
+    """Show counters, and what each link can do: MTU, offload, checksums, batch calls, queue and window."""
 
     def work(client: Client) -> None:
         if as_gvproxy:
@@ -373,7 +373,7 @@ def stats(ctx: click.Context, /, *, as_gvproxy: bool, as_json: bool) -> int:
         else:
             from netstack.ctl_report import show_counters
 
-            show_counters(counters)
+            show_counters(counters, client.links())
 
     return _run(ctx, work)
 

@@ -37,6 +37,7 @@ from netstack.setting_values import (
     parse_mtu,
     parse_seconds,
     parse_subnet,
+    parse_window,
     parse_zone,
 )
 
@@ -182,7 +183,11 @@ class RunConfig:
     network: NetworkSettings
     links: tuple[LinkSpec, ...]
     offload: bool = True
-    """TAPs leave checksums and segmentation to the guest's kernel where it can do that."""
+    """Guests may leave segmentation to us: a TAP's kernel where it can, others by frames beyond the MTU."""
+    verify_checksums: bool | None = None
+    """Whether the guests' checksums are looked at; None: where a link can damage bytes."""
+    batch_calls: bool = True
+    """Many frames go with one system call, where the platform has such calls and the link can use them."""
     dns_upstreams: tuple[str, ...] = ()
     """Resolvers to ask, in order, as ADDRESS:PORT ([ADDRESS]:PORT for IPv6); none: those of the host's resolv.conf."""
     capture: Path | None = None
@@ -437,6 +442,7 @@ def network_settings(
     tcp_keepalive: float | None = None,
     tcp_connect_timeout: float = 30.0,
     metadata_access: bool = False,
+    tcp_window: int | str | None = None,
     defaults: bool = True,
     names: Mapping[str, str] = NO_NAMES,
 ) -> NetworkSettings:
@@ -460,7 +466,10 @@ def network_settings(
         gateway_ip=gateway,
         device_ip=device,
         host_ip=host,
-        link=LinkTraits(mtu=parse_mtu(mtu, key_of("mtu", names))),
+        link=LinkTraits(
+            mtu=parse_mtu(mtu, key_of("mtu", names)),
+            tcp_window=None if tcp_window is None else parse_window(tcp_window, key_of("tcp_window", names)),
+        ),
         search_domains=tuple(search),
         zones=own_zones,
         metadata_access=metadata_access,

@@ -57,6 +57,7 @@ class RunSettings:
     tcp_keepalive: float | None = None
     tcp_connect_timeout: float | None = None
     metadata_access: bool | None = None
+    tcp_window: int | str | None = None
     # Links: those of config.link_specs.
     vfkit: tuple[str, ...] | None = None
     qemu: tuple[str, ...] | None = None
@@ -69,6 +70,8 @@ class RunSettings:
     # The rest has the names of RunConfig's fields.
     vpnkit_macs: Mapping[str, str] | None = None
     offload: bool | None = None
+    verify_checksums: Literal["auto", "on", "off"] | None = None
+    batch_calls: bool | None = None
     dns_upstreams: tuple[str, ...] | None = None
     events: str | None = None
     capture: Path | None = None
@@ -132,6 +135,7 @@ _NETWORK: Final = (
     "tcp_keepalive",
     "tcp_connect_timeout",
     "metadata_access",
+    "tcp_window",
 )
 _LINKS: Final = ("vfkit", "qemu", "bess", "vpnkit", "stdio", "fds", "taps", "netns")
 _AS_THEY_ARE: Final = (
@@ -197,6 +201,8 @@ def run_config(
         network=network,
         links=specs,
         offload=settings.offload is not False,
+        verify_checksums={"on": True, "off": False}.get(settings.verify_checksums or "auto"),
+        batch_calls=settings.batch_calls is not False,
         dns_upstreams=tuple(
             config.parse_dns_upstream(text, settings.key("dns_upstreams")) for text in settings.dns_upstreams or ()
         ),
@@ -206,11 +212,21 @@ def run_config(
         policy=policy or NetworkSpec(),
         reload_policy=reload_policy,
         hooks=hooks,
-        notes=tuple(notes),
+        notes=(*notes, *_partial_checksums(settings, specs)),
         ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
         **_said(settings, _AS_THEY_ARE),
         **_wires(settings),
     )
+
+
+def _partial_checksums(settings: RunSettings, specs: Sequence[config.LinkSpec]) -> list[str]:
+    """What to say where checksums are verified that may be partial, unsaid: a TAP's header says it, sockets do not."""
+    if settings.verify_checksums != "on" or all(isinstance(spec, config.TapLink) for spec in specs):
+        return []
+    return [
+        f"{settings.key('verify_checksums')} on: a guest on a socket has to complete its checksums itself; of one that"
+        " leaves that to its card (libkrun with CSUM) every packet is dropped, counted as tcp-checksum or udp-checksum"
+    ]
 
 
 def _wires(settings: RunSettings) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote
 
-from netstack.engine.settings import Zone, ZoneRecord
+from netstack.engine.settings import MAX_WINDOW, Zone, ZoneRecord
 
 MIN_MTU: Final = 576
 """Bytes. Every IPv4 host takes such packets (RFC 791 section 3.1); DHCP messages grow to it (RFC 2131 section 2)."""
 MAX_MTU: Final = 65_521
 """Bytes. With an Ethernet header this fills the 2-byte length of vpnkit and stdio; a Linux TAP takes no more either."""
+MIN_WINDOW: Final = 4096
+"""Bytes: less makes every segment wait for the answer to the one before."""
 DEFAULT_SUBNET: Final = "192.168.127.0/24"
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (sun_path holds 108, one is the end mark)."""
@@ -271,6 +273,14 @@ def parse_size(value: int | str, key: str) -> int:
     size = int(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ") if match else 0
     if not size:
         raise ConfigError(key, value, "a number of bytes above 0 such as 100000000 or 100M")
+    return size
+
+
+def parse_window(value: int | str, key: str) -> int:
+    """Bytes of a TCP window, MIN_WINDOW to MAX_WINDOW, written as parse_size reads them. Raises ConfigError."""
+    size = parse_size(value, key)
+    if not MIN_WINDOW <= size <= MAX_WINDOW:
+        raise ConfigError(key, value, f"bytes from {MIN_WINDOW >> 10}K to {MAX_WINDOW >> 20}M")
     return size
 
 

@@ -164,6 +164,9 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     ),
     "policy.strict_ech": ("policy: {strict_ech: yes}", lambda c: c.policy.strict_ech, True),
     "offload": ("offload: off", lambda c: c.offload, False),
+    "verify-checksums": ("verify-checksums: on", lambda c: c.verify_checksums, True),
+    "batch-calls": ("batch-calls: off", lambda c: c.batch_calls, False),
+    "tcp-window": ("tcp-window: 256K", lambda c: c.network.link.window, 256 << 10),
     "tap": ("tap: tap7", lambda c: c.links, (TapLink("tap7"),)),
     "netns": ("{tap: [tap7], netns: '17'}", lambda c: c.links, (TapLink("tap7", "17"),)),
     "fd": ("fd: [7, 8]", lambda c: c.links, (FdLink(7), FdLink(8))),
@@ -236,6 +239,22 @@ ELSEWHERE = {
 def test_every_key_has_its_effect(tmp_path: Path, text: str, seen: Callable[[RunConfig], Any], expected: Any):
     assert seen(made(tmp_path, "{}")) != expected, "the default would do as well"
     assert seen(made(tmp_path, text)) == expected
+
+
+def test_whether_checksums_are_verified_is_one_of_three(tmp_path: Path):
+    """YAML's on and off are truths."""
+    for word, meaning in (("auto", None), ("on", True), ("off", False), ("'off'", False), ("true", True)):
+        config = made(tmp_path, f"{{verify-checksums: {word}, tap: tap0}}")
+        assert config.verify_checksums is meaning
+        assert not config.notes, "a TAP says which are partial"
+    (note,) = made(tmp_path, "{verify-checksums: on, tap: tap0, fd: 9}").notes
+    assert "libkrun with CSUM" in note
+    assert "tcp-checksum" in note
+    for wrong in ("sometimes", "3"):
+        (line,) = problems(tmp_path, f"verify-checksums: {wrong}")
+        assert "expected one of auto, on, off" in line
+    (line,) = problems(tmp_path, "tcp-window: 1K")
+    assert line == "tcp-window '1K': expected bytes from 4K to 4M"
 
 
 def test_no_key_is_left_out():

@@ -213,8 +213,10 @@ class Wires:
         shaper = None
         if limit is not None:
             shaper = Shaper(limit, trio.current_time(), bounded=to_guest)
-        # Nobody sums what comes from a guest; and a card that takes partial checksums sums nothing either.
-        receiver_sums = to_guest and not cable.capabilities.segment_offload
+        # A card that takes partial checksums sums nothing, and we sum what comes from a guest if we are told to.
+        receiver_sums = (
+            not cable.capabilities.segment_offload if to_guest else self._driver.stack.settings.link.verify_checksums
+        )
         return Way(
             shaper=shaper,
             rules=[

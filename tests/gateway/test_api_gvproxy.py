@@ -186,7 +186,23 @@ async def test_a_host_name_as_remote_is_an_answer(tmp_path: Path) -> None:
     """Defect 9 of gvproxy: there, the handler panics and the connection is dropped."""
     async with served(tmp_path) as api:
         said = await api.ask("POST", "/services/forwarder/expose", '{"local":"127.0.0.1:0","remote":"guest:80"}')
-        assert (said.status, said.nosniff) == (500, True)
+        assert (said.status, said.nosniff) == (400, True)
+
+
+async def test_nobody_is_at_port_0_of_a_guest(tmp_path: Path) -> None:
+    """gvproxy accepts it, and every connection to the forward fails."""
+    async with served(tmp_path) as api:
+        text = f"invalid remote addr '{ADDRESS}:0': expected a port from 1 to 65535"
+        for protocol in ("tcp", "udp"):
+            body = {"local": "127.0.0.1:0", "remote": f"{ADDRESS}:0", "protocol": protocol}
+            said = await api.ask("POST", "/services/forwarder/expose", json.dumps(body))
+            assert (said.status, said.body, said.nosniff) == (400, f"{text}\n", True)
+        answer = await api.http.post("/v1/forwards", json=body)
+        assert (answer.status_code, answer.json()) == (422, {"detail": text})
+        async with asked_by_guest(api) as http:
+            answer = await http.post("/services/forwarder/expose", content='{"local":":0","remote":":0"}')
+            assert (answer.status_code, answer.text) == (400, f"{text}\n")
+        assert json.loads((await api.ask("GET", "/services/forwarder/all")).body) == []
 
 
 async def test_zones_grow_as_gvproxys_clients_expect(tmp_path: Path) -> None:

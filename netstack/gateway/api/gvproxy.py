@@ -171,7 +171,7 @@ class _Forwards:
         try:
             forward = await self._forwards.expose(protocol, local, remote)
         except ForwardError as problem:
-            raise _Wrong(500, str(problem)) from None
+            raise _Wrong(problem.status, str(problem)) from None
         if protocol in ("tcp", "udp") and local.endswith(":0"):
             # Whoever asks for port 0 wants to know which one it is. gvproxy does not say.
             return _answer({"local": forward.local, "remote": forward.remote, "protocol": forward.protocol})

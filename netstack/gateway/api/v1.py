@@ -204,6 +204,7 @@ def _add_state(made: APIRouter, gateway: Gateway) -> None:
     async def list_links() -> list[models.Link]:
         """The links that guests are on, what they can carry and what they have carried."""
         table = driver.switch.table(trio.current_time())
+        traits = driver.stack.settings.link
         return [
             models.Link(
                 port=port,
@@ -212,6 +213,10 @@ def _add_state(made: APIRouter, gateway: Gateway) -> None:
                 largest_frame=link.capabilities.largest_frame,
                 queue_frames=link.capabilities.queue_frames,
                 segment_offload=link.capabilities.segment_offload,
+                segment=traits.mss,
+                window=traits.window,
+                verified_checksums=traits.verify_checksums,
+                batch_calls=link.capabilities.batch_calls,
                 guests=link.counters.guests,
                 backlog=link.backlog,
                 macs=[entry.mac.hex(":") for entry in table if entry.port == port],

@@ -1,0 +1,61 @@
+"""A link on which frames beyond the MTU are dropped, as by a card that knows no segmentation offload.
+
+Links take frames of 64 KiB at any MTU, because guests that leave segmentation to their card send them without a word.
+Whoever wants none puts this around the link; the others pay nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import trio
+
+from guest_iface.link import MIN_FRAME, Link
+
+BEYOND_MTU: Final = "frame beyond the MTU"
+_VLAN_TAG: Final = 4
+"""Bytes of IEEE 802.1Q's tag, which is no part of the packet."""
+
+
+class OrdinaryFramesLink(Link):
+    """The guest's frames of at most one packet of the MTU. All else is the link's own."""
+
+    def __init__(self, link: Link) -> None:
+        self.name = link.name
+        self._largest = MIN_FRAME + link.capabilities.mtu + _VLAN_TAG
+        self.capabilities = replace(link.capabilities, largest_frame=self._largest)
+        self.counters = link.counters
+        self._link = link
+
+    async def receive_batch(self) -> list[bytes]:
+        """See Link."""
+        while True:
+            frames = await self._link.receive_batch()
+            kept = [frame for frame in frames if len(frame) <= self._largest]
+            if len(kept) < len(frames):
+                self.counters.drop_received(BEYOND_MTU, len(frames) - len(kept))
+            if kept:
+                return kept
+
+    def send_batch(self, frames: Sequence[bytes]) -> None:
+        """See Link."""
+        self._link.send_batch(frames)
+
+    @property
+    def backlog(self) -> int:
+        """See Link."""
+        return self._link.backlog
+
+    async def wait_backlog_drained(self) -> None:
+        """See Link."""
+        await self._link.wait_backlog_drained()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See Link."""
+        await self._link.run(task_status=task_status)
+
+    def close(self) -> None:
+        """See Link."""
+        self._link.close()
