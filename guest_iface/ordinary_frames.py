@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from guest_iface.link import MIN_FRAME, Link
+from guest_iface.link import BATCH, MIN_FRAME, Link
 
 BEYOND_MTU: Final = "frame beyond the MTU"
 _VLAN_TAG: Final = 4
@@ -32,12 +32,29 @@ class OrdinaryFramesLink(Link):
     async def receive_batch(self) -> list[bytes]:
         """See Link."""
         while True:
-            frames = await self._link.receive_batch()
-            kept = [frame for frame in frames if len(frame) <= self._largest]
-            if len(kept) < len(frames):
-                self.counters.drop_received(BEYOND_MTU, len(frames) - len(kept))
+            kept = self._ordinary(await self._link.receive_batch())
             if kept:
                 return kept
+
+    @property
+    def descriptor(self) -> int:
+        """See Link."""
+        return self._link.descriptor
+
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return self._link.holds_frames
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        return self._ordinary(self._link.receive_now(limit))
+
+    def _ordinary(self, frames: list[bytes]) -> list[bytes]:
+        kept = [frame for frame in frames if len(frame) <= self._largest]
+        if len(kept) < len(frames):
+            self.counters.drop_received(BEYOND_MTU, len(frames) - len(kept))
+        return kept
 
     def send_batch(self, frames: Sequence[bytes]) -> None:
         """See Link."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from netstack.engine.settings import LinkTraits, NetworkSettings, Zone, ZoneRecord
 from netstack.network_spec import NetworkSpec
 from netstack.setting_values import (
+    DEFAULT_BUSY_POLL,
     DEFAULT_SUBNET,
     STREAM_SCHEMES,
     ConfigError,
@@ -26,6 +27,7 @@ from netstack.setting_values import (
     UnixEndpoint,
     VsockEndpoint,
     parse_address_pair,
+    parse_busy_poll,
     parse_device_name,
     parse_dns_upstream,
     parse_domain,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from netstack.hooks import HookRunner
 
 __all__ = [
+    "DEFAULT_BUSY_POLL",
     "DEFAULT_GUEST_MAC",
     "DEFAULT_SUBNET",
     "DEFAULT_VPNKIT_MACS",
@@ -69,6 +72,7 @@ __all__ = [
     "default_zones",
     "link_specs",
     "network_settings",
+    "parse_busy_poll",
     "parse_dns_upstream",
     "parse_domain",
     "parse_endpoint",
@@ -188,6 +192,8 @@ class RunConfig:
     """Whether the guests' checksums are looked at; None: where a link can damage bytes."""
     batch_calls: bool = True
     """Many frames go with one system call, where the platform has such calls and the link can use them."""
+    busy_poll: float = DEFAULT_BUSY_POLL
+    """Microseconds for which the next frame is waited for awake, at most: 0 to MAX_BUSY_POLL."""
     dns_upstreams: tuple[str, ...] = ()
     """Resolvers to ask, in order, as ADDRESS:PORT ([ADDRESS]:PORT for IPv6); none: those of the host's resolv.conf."""
     capture: Path | None = None

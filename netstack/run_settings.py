@@ -72,6 +72,7 @@ class RunSettings:
     offload: bool | None = None
     verify_checksums: Literal["auto", "on", "off"] | None = None
     batch_calls: bool | None = None
+    busy_poll: float | None = None
     dns_upstreams: tuple[str, ...] | None = None
     events: str | None = None
     capture: Path | None = None
@@ -203,6 +204,9 @@ def run_config(
         offload=settings.offload is not False,
         verify_checksums={"on": True, "off": False}.get(settings.verify_checksums or "auto"),
         batch_calls=settings.batch_calls is not False,
+        busy_poll=config.DEFAULT_BUSY_POLL
+        if settings.busy_poll is None
+        else config.parse_busy_poll(settings.busy_poll, settings.key("busy_poll")),
         dns_upstreams=tuple(
             config.parse_dns_upstream(text, settings.key("dns_upstreams")) for text in settings.dns_upstreams or ()
         ),

@@ -21,11 +21,7 @@ from typing import Final, Protocol
 import trio
 
 from netstack.gateway.poller import READ, Poller
-
-DEFAULT_LIMIT: Final = 200e-6
-"""Seconds; KVM's own halt_poll_ns."""
-MAX_LIMIT: Final = 1e-3
-"""Seconds: beyond, whoever answers is too far away for a saved wake-up to show."""
+from netstack.setting_values import DEFAULT_BUSY_POLL
 
 _FIRST: Final = 10e-6
 """Seconds that are waited for awake after the first wait that was a short one."""
@@ -58,7 +54,7 @@ class Pollable(Protocol):
 class BusyPoll:
     """One driver's. Whoever was woken for one of the descriptors, and has handled it, calls `stay_awake`."""
 
-    def __init__(self, flush: Callable[[float], bool], limit: float = DEFAULT_LIMIT) -> None:
+    def __init__(self, flush: Callable[[float], bool], limit: float = DEFAULT_BUSY_POLL / 1e6) -> None:
         """`flush(now)` ends a batch; True when it has more to do that needs nobody else. `limit` in seconds, 0 for one
         look after each batch.
         """

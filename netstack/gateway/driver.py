@@ -29,13 +29,14 @@ from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
-from netstack.gateway.busy_poll import DEFAULT_LIMIT, BusyPoll
+from netstack.gateway.busy_poll import BusyPoll
 from netstack.gateway.dialer import Dialer, DialsNames
 from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.host_streams import DialWatch
 from netstack.gateway.inbound import Inbound
 from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
+from netstack.setting_values import DEFAULT_BUSY_POLL
 
 _Asked = TypeVar("_Asked")
 
@@ -99,12 +100,12 @@ class Driver:
         hooks: HookRunner | None = None,
         event_sink: Callable[[Event, float], None] | None = None,
         dial_watch: DialWatch | None = None,
-        busy_poll: float = DEFAULT_LIMIT,
+        busy_poll: float = DEFAULT_BUSY_POLL / 1e6,
     ) -> None:
         """`policy` is what the guests may reach; `hooks` are asked about every flow and DNS question.
 
         `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block.
-        `busy_poll`: seconds for which the next batch is waited for awake, at most; 0..MAX_LIMIT of busy_poll.py.
+        `busy_poll`: seconds for which the next batch is waited for awake, at most.
         """
         self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
         # Each guest is on a link of its own, and one may do what another cannot.
