@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import trio
 
 from guest_iface.link import BATCH, Link
+from guest_iface.wrapped_link import WrappedLink
 
 FROM_GUEST: Final = "from-guest"
 TO_GUEST: Final = "to-guest"
@@ -158,14 +159,11 @@ class Breakpoints:
                 watcher(link.name, direction, frame)
 
 
-class BreakpointLink(Link):
+class BreakpointLink(WrappedLink):
     """A link at which frames may be held. All else is the link's own."""
 
     def __init__(self, link: Link, breakpoints: Breakpoints) -> None:
-        self.name = link.name
-        self.capabilities = link.capabilities
-        self.counters = link.counters
-        self._link = link
+        super().__init__(link)
         self._breakpoints = breakpoints
         self._released: list[bytes] = []
         """Frames from the guest that were held and may go on."""
@@ -190,16 +188,6 @@ class BreakpointLink(Link):
             frames = self._breakpoints.pass_on(self, FROM_GUEST, frames)
             if frames:
                 return frames
-
-    @property
-    def descriptor(self) -> int:
-        """See Link."""
-        return self._link.descriptor
-
-    @property
-    def holds_frames(self) -> bool:
-        """See Link."""
-        return self._link.holds_frames
 
     def receive_now(self, limit: int = BATCH) -> list[bytes]:
         """See Link."""
@@ -228,20 +216,7 @@ class BreakpointLink(Link):
         else:
             self.counters.drop_received(reason)
 
-    @property
-    def backlog(self) -> int:
-        """See Link."""
-        return self._link.backlog
-
-    async def wait_backlog_drained(self) -> None:
-        """See Link."""
-        await self._link.wait_backlog_drained()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Link."""
-        await self._link.run(task_status=task_status)
-
     def close(self) -> None:
         """See Link."""
         self._breakpoints.forget(self)
-        self._link.close()
+        super().close()

@@ -6,28 +6,24 @@ Whoever wants none puts this around the link; the others pay nothing for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-import trio
-
 from guest_iface.link import BATCH, MIN_FRAME, Link
+from guest_iface.wrapped_link import WrappedLink
 
 BEYOND_MTU: Final = "frame beyond the MTU"
 _VLAN_TAG: Final = 4
 """Bytes of IEEE 802.1Q's tag, which is no part of the packet."""
 
 
-class OrdinaryFramesLink(Link):
+class OrdinaryFramesLink(WrappedLink):
     """The guest's frames of at most one packet of the MTU. All else is the link's own."""
 
     def __init__(self, link: Link) -> None:
-        self.name = link.name
+        super().__init__(link)
         self._largest = MIN_FRAME + link.capabilities.mtu + _VLAN_TAG
         self.capabilities = replace(link.capabilities, largest_frame=self._largest)
-        self.counters = link.counters
-        self._link = link
 
     async def receive_batch(self) -> list[bytes]:
         """See Link."""
@@ -35,16 +31,6 @@ class OrdinaryFramesLink(Link):
             kept = self._ordinary(await self._link.receive_batch())
             if kept:
                 return kept
-
-    @property
-    def descriptor(self) -> int:
-        """See Link."""
-        return self._link.descriptor
-
-    @property
-    def holds_frames(self) -> bool:
-        """See Link."""
-        return self._link.holds_frames
 
     def receive_now(self, limit: int = BATCH) -> list[bytes]:
         """See Link."""
@@ -55,24 +41,3 @@ class OrdinaryFramesLink(Link):
         if len(kept) < len(frames):
             self.counters.drop_received(BEYOND_MTU, len(frames) - len(kept))
         return kept
-
-    def send_batch(self, frames: Sequence[bytes]) -> None:
-        """See Link."""
-        self._link.send_batch(frames)
-
-    @property
-    def backlog(self) -> int:
-        """See Link."""
-        return self._link.backlog
-
-    async def wait_backlog_drained(self) -> None:
-        """See Link."""
-        await self._link.wait_backlog_drained()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Link."""
-        await self._link.run(task_status=task_status)
-
-    def close(self) -> None:
-        """See Link."""
-        self._link.close()

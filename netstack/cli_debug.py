@@ -189,7 +189,9 @@ def trace(*, source: str, words: tuple[str, ...], token_file: Path | None, **opt
     """Show packets, a line each, with our verdicts and what refers to what: of a capture, live from a gateway's SOCKET,
     or from standard input (pcap or pcapng), as in: tcpdump -w - | netstack trace -
 
-    FILTER is in tcpdump's words: host 10.0.0.5 and tcp port 443, not arp, src net 10.0.0.0/8, name pypi.org.
+    FILTER is in tcpdump's words: host 10.0.0.5 and tcp port 443, not arp, tcp[tcpflags] & tcp-syn != 0. It is read
+    here, not by libpcap, which knows no names (name pypi.org): `and` binds closer than `or`, and of the bytes of
+    headers only TCP's flags can be compared. docs/captures.md has all words.
     """
     from netstack.debug.capture_source import frames
     from netstack.debug.live_api import SourceError

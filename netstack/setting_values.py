@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -48,6 +49,40 @@ class ConfigError(ValueError):
         self.key = key
         self.value = value
         self.expected = expected
+
+
+NO_NAMES: Final[Mapping[str, str]] = {}
+_OPTION_NAMES: Final = {
+    **{name: f"--listen-{name}" for name in ("vfkit", "qemu", "bess", "vpnkit", "stdio")},
+    "fds": "--fd",
+    "taps": "--tap",
+    "zones": "--zone",
+    "static_leases": "--static-lease",
+    "dns_upstreams": "--dns-upstream",
+}
+
+
+def key_of(setting: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """What a setting is called where it was given: what `names` says, else its option."""
+    return names.get(setting) or _OPTION_NAMES.get(setting) or "--" + setting.replace("_", "-")
+
+
+Wrong = Callable[[ConfigError], None]
+"""Who is told what is wrong: raises it, or keeps it and has the rest looked at."""
+
+
+def at_once(error: ConfigError) -> None:
+    """A Wrong for those who want to know of the first only."""
+    raise error
+
+
+@contextmanager
+def noted(wrong: Wrong) -> Iterator[None]:
+    """Have a ConfigError in the block told to `wrong`. If that does not raise, what follows the block goes on."""
+    try:
+        yield
+    except ConfigError as error:
+        wrong(error)
 
 
 ForwardProtocol = Literal["tcp", "udp", "unix"]

@@ -393,6 +393,53 @@ def test_all_mistakes_are_told_and_a_run_tells_the_first(tmp_path: Path, capsys:
     )
 
 
+def test_all_contradictions_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "bad.yaml"
+    file.write_text("""
+interfaces: {qemu: unix:///x, vpnkit: unix:///x, stdio: accept}
+events: "-"
+capture: {filter: hots, snaplen: 20, rotate-count: 3}
+shaping: {tx_kbps: 1.0e-9}
+impair: loss 200%
+forwards: [{socket: /s, dest: /d, user: u, identity: /nowhere/key}]
+stack:
+  gatewayVirtualIPs: [10.0.0.1, 192.168.127.2]
+  nat: {127.0.0.5: 127.0.0.1, 192.168.127.9: 192.168.127.8}
+  dns: [{name: a.b}, {name: A.b.}]
+  dhcpStaticLeases: {192.168.127.1: 02:aa:00:00:00:01, 10.0.0.1: 02:aa:00:00:00:02}
+policy: {allow_net: ["*.com", pypi.org, "*.net"], deny_all: true}
+""")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["config", "check", str(file)])
+    assert ended.value.code == 2
+    found = [line.removeprefix(f"{file}: ") for line in capsys.readouterr().err.splitlines()]
+    beginnings = [
+        "policy: ", "policy: allow_net rule '*.com'", "policy: allow_net rule '*.net'",
+        "stack.dns 'a.b'", "stack.nat '127.0.0.5=", "stack.nat '192.168.127.9=",
+        "stack.gatewayVirtualIPs '10.0.0.1'", "stack.gatewayVirtualIPs '192.168.127.2'",
+        "stack.dhcpStaticLeases '02:aa:00:00:00:01=", "stack.dhcpStaticLeases '02:aa:00:00:00:02=",
+        "--listen-* '/x'", "events '-'", "forwards '/nowhere/key'",
+        "capture.rotate-count '3'", "capture.filter 'hots'", "capture.file 'none'", "shaping.tx_kbps '1e-09'",
+        "impair: ",
+    ]  # fmt: skip
+    told = [next((each for each in beginnings if line.startswith(each)), line) for line in found]
+    assert "contradicts" in found[0] or "deny_all" in found[0]
+    assert told[3:] == beginnings[3:]
+    assert len(found) == len(beginnings)
+
+
+def test_what_depends_on_a_wrong_address_is_not_judged(tmp_path: Path):
+    """It would be said of a network that nobody asked for. What does not depend on it is."""
+    text = (
+        "stack: {subnet: 10.9.0.0/16, gatewayIP: 10.8.0.1, deviceIP: 10.9.0.2, gatewayVirtualIPs: [10.7.0.1], mtu: 576}"
+    )
+    assert problems(tmp_path, text) == [
+        "stack.gatewayIP '10.8.0.1': expected a usable address of 10.9.0.0/16: 10.9.0.1 to 10.9.255.254"
+    ]
+    both = problems(tmp_path, "{stack: {gatewayIP: 10.8.0.1, deviceIP: 10.8.0.2}, events: '-', interfaces: {stdio: x}}")
+    assert [line.split(" ")[0] for line in both] == ["stack.gatewayIP", "stack.deviceIP", "events"]
+
+
 def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "odd.yaml"
     file.write_text("{stack: {tcpMaxInFlight: 128}, netns: x, policy: {allow_net: [127.0.0.1]}}")

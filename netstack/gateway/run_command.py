@@ -248,7 +248,8 @@ class Gateway:
     def serve_in_network(self, port: int, handler: Handler) -> None:
         """Have `handler(stream, (address, port))` called for guests' connections to this port of the gateway.
 
-        256 of them at a time. Its stream is closed when it returns; what it raises is logged and ends nothing else.
+        256 of them at a time, 32 of one guest. Its stream is closed when it returns; what it raises is logged and ends
+        nothing else.
         The port is the gateway's own, whatever list there is; the kill switch and a disabled network close it. Raises
         ValueError for a port that is served already, as 53 is.
         """

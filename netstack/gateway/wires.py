@@ -159,7 +159,7 @@ class Wires:
 
         One without a seed is given one. Frames that wait on the old ones go on at once.
         """
-        from guest_iface.frame_filter import frame_matcher, uses_names
+        from guest_iface.frame_matching import frame_matcher, uses_names
         from guest_iface.impair import ImpairmentCounts
         from guest_iface.impair_spec import Impairment
 

@@ -12,7 +12,7 @@ import trio.testing
 
 from guest_iface.cable import BEHIND, Cable
 from guest_iface.cable_way import Way
-from guest_iface.frame_filter import frame_matcher
+from guest_iface.frame_matching import frame_matcher
 from guest_iface.impair import Impairer
 from guest_iface.impair_spec import parse_impairment
 from guest_iface.link import BATCH, Link, LinkCapabilities, LinkClosed, LinkCounters
