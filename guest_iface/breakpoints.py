@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from guest_iface.link import Link
+from guest_iface.link import BATCH, Link
 from guest_iface.wrapped_link import WrappedLink
 
 FROM_GUEST: Final = "from-guest"
@@ -188,6 +188,10 @@ class BreakpointLink(WrappedLink):
             frames = self._breakpoints.pass_on(self, FROM_GUEST, frames)
             if frames:
                 return frames
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        return [] if self._breakpoints.active or self._released else self._link.receive_now(limit)
 
     def send_batch(self, frames: Sequence[bytes]) -> None:
         """See Link."""

@@ -98,6 +98,17 @@ class Cable(WrappedLink):
                 return frames
         return await self._receive_on_the_way()
 
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        if self._from_guest is not None or self._stranded:
+            return []
+        for listener, _ in self._listeners:
+            listener.release()
+        frames = self._link.receive_now(limit)
+        if frames:
+            self._take(frames)
+        return frames
+
     def _take(self, frames: list[bytes]) -> bool:
         """Have frames captured, and put them on the way; False if there is none any more."""
         for listener, interface in self._listeners:

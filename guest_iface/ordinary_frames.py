@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from guest_iface.link import MIN_FRAME, Link
+from guest_iface.link import BATCH, MIN_FRAME, Link
 from guest_iface.wrapped_link import WrappedLink
 
 BEYOND_MTU: Final = "frame beyond the MTU"
@@ -28,9 +28,16 @@ class OrdinaryFramesLink(WrappedLink):
     async def receive_batch(self) -> list[bytes]:
         """See Link."""
         while True:
-            frames = await self._link.receive_batch()
-            kept = [frame for frame in frames if len(frame) <= self._largest]
-            if len(kept) < len(frames):
-                self.counters.drop_received(BEYOND_MTU, len(frames) - len(kept))
+            kept = self._ordinary(await self._link.receive_batch())
             if kept:
                 return kept
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        return self._ordinary(self._link.receive_now(limit))
+
+    def _ordinary(self, frames: list[bytes]) -> list[bytes]:
+        kept = [frame for frame in frames if len(frame) <= self._largest]
+        if len(kept) < len(frames):
+            self.counters.drop_received(BEYOND_MTU, len(frames) - len(kept))
+        return kept

@@ -121,23 +121,28 @@ class UnixgramLink(PacketLink):
 
     # The guest's arrival.
 
-    def _receive_now(self) -> list[bytes]:
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return bool(self._leftover)
+
+    def _receive(self, limit: int) -> list[bytes]:
         if self._leftover:
-            frames, self._leftover = self._leftover[:BATCH], self._leftover[BATCH:]
+            frames, self._leftover = self._leftover[:limit], self._leftover[limit:]
             return frames
-        return self._read_socket()
+        return self._read_socket(limit)
 
-    def _read_socket(self) -> list[bytes]:
-        return super()._receive_now() if self._settled else self._receive_addressed()
+    def _read_socket(self, limit: int) -> list[bytes]:
+        return super()._receive(limit) if self._settled else self._receive_addressed(limit)
 
-    def _receive_addressed(self) -> list[bytes]:
+    def _receive_addressed(self, limit: int) -> list[bytes]:
         """While there is no guest, and until what had been queued before we connected to it is read: look at each
         sender.
         """
         frames: list[bytes] = []
         space = socket.CMSG_SPACE(_CREDENTIALS.size)
         try:
-            for _ in range(BATCH):
+            for _ in range(limit):
                 datagram, ancillary, _, sender = self._sock.recvmsg(MAX_FRAME + 1, space)
                 if self._peer is None:
                     if not self._adopt(sender, ancillary):
@@ -202,7 +207,7 @@ class UnixgramLink(PacketLink):
             os.close(self._pidfd)
             self._pidfd = -1
         if keep_what_it_sent:
-            while len(self._leftover) < _LEFTOVER_FRAMES and (frames := self._read_socket()):
+            while len(self._leftover) < _LEFTOVER_FRAMES and (frames := self._read_socket(BATCH)):
                 self._leftover += frames
         if self._single_guest:
             self._fail("the guest has gone")

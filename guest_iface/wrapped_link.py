@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from guest_iface.link import Link
+from guest_iface.link import BATCH, Link
 
 
 class WrappedLink(Link):
@@ -21,6 +21,20 @@ class WrappedLink(Link):
     async def receive_batch(self) -> list[bytes]:
         """See Link."""
         return await self._link.receive_batch()
+
+    @property
+    def descriptor(self) -> int:
+        """See Link."""
+        return self._link.descriptor
+
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return self._link.holds_frames
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link. What a subclass does with frames in `receive_batch`, it has to do here too."""
+        return self._link.receive_now(limit)
 
     def send_batch(self, frames: Sequence[bytes]) -> None:
         """See Link."""

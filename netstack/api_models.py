@@ -196,6 +196,17 @@ class Link(_Model):
     counters: LinkCounts
 
 
+class BusyPoll(_Model):
+    """What waiting awake for the next frame comes to."""
+
+    limit_us: float
+    """Microseconds at most; 0 is off."""
+    patience_us: float
+    """Microseconds at present: 0 while what comes next does not come soon."""
+    batches: int
+    """Batches of frames or host data that nobody had to be woken for."""
+
+
 class Counters(_Model):
     """Totals since the start."""
 
@@ -217,6 +228,7 @@ class Counters(_Model):
     """Frames, packets and flows that went no further, by reason."""
     refused: dict[str, int]
     """What the policy refused, by reason."""
+    busy_poll: BusyPoll
 
 
 class ForwardSpec(_Model):

@@ -134,6 +134,12 @@ NETWORK_OPTIONS: Final = (
         help="Whether many frames go with one system call, where there are such.  [default: on]",
     ),
     click.option(
+        "--busy-poll",
+        type=float,
+        metavar="MICROSECONDS",
+        help="How long the next frame is waited for awake at most, where it comes soon; 0 is off.  [default: 200]",
+    ),
+    click.option(
         "--tcp-window",
         metavar="BYTES",
         help="Bytes (K, M) on their way in a TCP connection, each way.  [default: what the link's queue holds]",

@@ -22,6 +22,7 @@ from netstack.guest_network import (
 )
 from netstack.network_spec import NetworkSpec
 from netstack.setting_values import (
+    DEFAULT_BUSY_POLL,
     DEFAULT_SUBNET,
     NO_NAMES,
     STREAM_SCHEMES,
@@ -35,6 +36,7 @@ from netstack.setting_values import (
     at_once,
     key_of,
     noted,
+    parse_busy_poll,
     parse_device_name,
     parse_dns_upstream,
     parse_domain,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from netstack.hooks import HookRunner
 
 __all__ = [
+    "DEFAULT_BUSY_POLL",
     "DEFAULT_GUEST_MAC",
     "DEFAULT_SUBNET",
     "DEFAULT_VPNKIT_MACS",
@@ -78,6 +81,7 @@ __all__ = [
     "key_of",
     "link_specs",
     "network_settings",
+    "parse_busy_poll",
     "parse_dns_upstream",
     "parse_domain",
     "parse_endpoint",
@@ -191,6 +195,8 @@ class RunConfig:
     """Whether the guests' checksums are looked at; None: where a link can damage bytes."""
     batch_calls: bool = True
     """Many frames go with one system call, where the platform has such calls and the link can use them."""
+    busy_poll: float = DEFAULT_BUSY_POLL
+    """Microseconds for which the next frame is waited for awake, at most: 0 to MAX_BUSY_POLL."""
     dns_upstreams: tuple[str, ...] = ()
     """Resolvers to ask, in order, as ADDRESS:PORT ([ADDRESS]:PORT for IPv6); none: those of the host's resolv.conf."""
     capture: Path | None = None

@@ -90,6 +90,7 @@ Ipv4 = Annotated[str, _as_expected(values.parse_ipv4)]
 Mac = Annotated[str, _as_expected(values.parse_mac)]
 Seconds = Annotated[float, _as_expected(values.parse_seconds)]
 Bytes = Annotated[int | str, _as_expected(values.parse_size)]
+Microseconds = Annotated[float, _as_expected(values.parse_busy_poll)]
 Window = Annotated[int | str, _as_expected(values.parse_window)]
 
 
@@ -363,6 +364,11 @@ class Document(_Section):
         default=None,
         alias="batch-calls",
         description="Many frames go with one system call, where there are such. Default on.",
+    )
+    busy_poll: Microseconds | None = Field(
+        default=None,
+        alias="busy-poll",
+        description="Microseconds for which the next frame is waited for awake at most; 0 is off. Default 200.",
     )
     tap: OneOrMore[Device] | None = Field(default=None, description="Name of a TAP device, or a list.")
     netns: str | None = Field(

@@ -207,6 +207,11 @@ def show_counters(counters: Counters, links: Sequence[Link] = ()) -> None:
         f"{counters.connections_failed} failed, {counters.connections_reset} reset; "
         f"{counters.segments_received} segments in, {counters.segments_sent} out, {counters.segments_repeated} again"
     )
+    polled = counters.busy_poll
+    out.print(
+        f"busy polling {polled.batches} batches without a wake-up, {polled.patience_us:.0f} us now, "
+        f"{polled.limit_us:.0f} at most"
+    )
     out.print(f"UDP          {counters.datagrams_received} datagrams in, {counters.datagrams_sent} out")
     out.print("flows        " + ", ".join(f"{count} {name}" for name, count in counters.flows_open.items()))
     for title, counts in (("refused", counters.refused), ("dropped", counters.dropped)):

@@ -72,6 +72,7 @@ class RunSettings:
     offload: bool | None = None
     verify_checksums: Literal["auto", "on", "off"] | None = None
     batch_calls: bool | None = None
+    busy_poll: float | None = None
     dns_upstreams: tuple[str, ...] | None = None
     events: str | None = None
     capture: Path | None = None
@@ -208,6 +209,10 @@ def run_config(
     for text in settings.dns_upstreams or ():
         with noted(wrong):
             upstreams.append(config.parse_dns_upstream(text, settings.key("dns_upstreams")))
+    busy_poll: float = config.DEFAULT_BUSY_POLL
+    if settings.busy_poll is not None:
+        with noted(wrong):
+            busy_poll = config.parse_busy_poll(settings.busy_poll, settings.key("busy_poll"))
     level = "info"
     with noted(wrong):
         level = log_level(settings.log_level or "info", settings.key("log_level"))
@@ -217,6 +222,7 @@ def run_config(
         offload=settings.offload is not False,
         verify_checksums={"on": True, "off": False}.get(settings.verify_checksums or "auto"),
         batch_calls=settings.batch_calls is not False,
+        busy_poll=busy_poll,
         dns_upstreams=tuple(upstreams),
         events=_events(settings.events),
         log_level=level,

@@ -22,6 +22,10 @@ MAX_MTU: Final = 65_521
 """Bytes. With an Ethernet header this fills the 2-byte length of vpnkit and stdio; a Linux TAP takes no more either."""
 MIN_WINDOW: Final = 4096
 """Bytes: less makes every segment wait for the answer to the one before."""
+DEFAULT_BUSY_POLL: Final = 200
+"""Microseconds; KVM's own halt_poll_ns."""
+MAX_BUSY_POLL: Final = 1000
+"""Microseconds: beyond, whoever answers is too far away for a saved wake-up to show."""
 DEFAULT_SUBNET: Final = "192.168.127.0/24"
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (sun_path holds 108, one is the end mark)."""
@@ -317,6 +321,13 @@ def parse_window(value: int | str, key: str) -> int:
     if not MIN_WINDOW <= size <= MAX_WINDOW:
         raise ConfigError(key, value, f"bytes from {MIN_WINDOW >> 10}K to {MAX_WINDOW >> 20}M")
     return size
+
+
+def parse_busy_poll(value: float, key: str) -> float:
+    """Microseconds from 0 to MAX_BUSY_POLL. Raises ConfigError."""
+    if not 0 <= value <= MAX_BUSY_POLL:
+        raise ConfigError(key, value, f"microseconds from 0 to {MAX_BUSY_POLL}")
+    return float(value)
 
 
 def parse_forward_ends(local: str, remote: str, key: str) -> tuple[ForwardProtocol, str, str]:

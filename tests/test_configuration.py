@@ -166,6 +166,7 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     "offload": ("offload: off", lambda c: c.offload, False),
     "verify-checksums": ("verify-checksums: on", lambda c: c.verify_checksums, True),
     "batch-calls": ("batch-calls: off", lambda c: c.batch_calls, False),
+    "busy-poll": ("busy-poll: 50", lambda c: c.busy_poll, 50),
     "tcp-window": ("tcp-window: 256K", lambda c: c.network.link.window, 256 << 10),
     "tap": ("tap: tap7", lambda c: c.links, (TapLink("tap7"),)),
     "netns": ("{tap: [tap7], netns: '17'}", lambda c: c.links, (TapLink("tap7", "17"),)),
@@ -239,6 +240,12 @@ ELSEWHERE = {
 def test_every_key_has_its_effect(tmp_path: Path, text: str, seen: Callable[[RunConfig], Any], expected: Any):
     assert seen(made(tmp_path, "{}")) != expected, "the default would do as well"
     assert seen(made(tmp_path, text)) == expected
+
+
+def test_busy_polling_has_its_bounds(tmp_path: Path) -> None:
+    for wrong in ("1001", "-1"):
+        (line,) = problems(tmp_path, f"busy-poll: {wrong}")
+        assert line == f"busy-poll {wrong}: expected microseconds from 0 to 1000"
 
 
 def test_whether_checksums_are_verified_is_one_of_three(tmp_path: Path):

@@ -26,7 +26,7 @@ from guest_iface.link import MAX_FRAME
 from guest_iface.unixgram import BUFFER_BYTES, UnixgramLink
 from netstack.build_kind import build_kind
 from netstack.engine.settings import LinkTraits, NetworkSettings
-from netstack.setting_values import MAX_MTU
+from netstack.setting_values import DEFAULT_BUSY_POLL, MAX_MTU
 
 RUN: Final = "run"
 SPARE_FDS: Final = 64
@@ -170,6 +170,17 @@ def check_batch_calls() -> Check:
     return Check(name=name, state="limited", found=found, needed_for=needed_for)
 
 
+def check_busy_poll() -> Check:
+    """Whether a process that waits awake can let others in: it does so where it cannot, for shorter."""
+    name, needed_for = "busy polling", "answers without a wake-up (latency)"
+    switch = "(--busy-poll MICROSECONDS; 0 is off)"
+    if hasattr(os, "sched_yield"):
+        found = f"for {DEFAULT_BUSY_POLL} us at most, others go first {switch}"
+        return Check(name=name, state="ok", found=found, needed_for=needed_for)
+    found = f"for {DEFAULT_BUSY_POLL} us at most; this system cannot let others go first {switch}"
+    return Check(name=name, state="limited", found=found, needed_for=needed_for)
+
+
 def check_window() -> Check:
     """What a TCP window follows from: how many frames the kernel lets wait on a unix datagram link."""
     name, needed_for = "TCP window", "run --listen-vfkit, --fd (throughput)"
@@ -298,6 +309,7 @@ CHECKS: Final[Sequence[Callable[[], Check]]] = (
     check_ping,
     check_socket_buffers,
     check_batch_calls,
+    check_busy_poll,
     check_window,
     check_frame_sizes,
     check_checksums,

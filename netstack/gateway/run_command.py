@@ -114,6 +114,7 @@ class Gateway:
             hooks=config.hooks,
             event_sink=self._report,
             dial_watch=self.debugging.stories if self.debugging else None,
+            busy_poll=config.busy_poll / 1e6,
         )
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)

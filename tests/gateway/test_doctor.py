@@ -211,6 +211,7 @@ def test_everything_that_makes_it_fast_is_told_with_its_switch():
     found = {check().name: check().found for check in doctor.CHECKS if check is not doctor.check_resolver}
     for name, switch in (
         ("batch calls", "--batch-calls off"),
+        ("busy polling", "--busy-poll"),
         ("TCP window", "--tcp-window"),
         ("large frames", "--offload off"),
         ("checksums", "--verify-checksums on"),

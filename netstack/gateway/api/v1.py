@@ -135,6 +135,7 @@ def totals(gateway: Gateway) -> models.Counters:
     """Every counter, for `/v1/counters` and `/metrics`."""
     stack = gateway.driver.stack
     counters, gauges = stack.counters, snapshot.gauges(stack)
+    polled = gateway.driver.busy_poll
     return models.Counters(
         links=_counts(gateway.driver.link_totals()),
         packets_received=counters.packets_received,
@@ -151,6 +152,7 @@ def totals(gateway: Gateway) -> models.Counters:
         flows_open=snapshot.open_flows(stack),
         dropped=dict(stack.dropped),
         refused=dict(stack.judge.refusals),
+        busy_poll=models.BusyPoll(limit_us=polled.limit * 1e6, patience_us=polled.patience * 1e6, batches=polled.found),
     )
 
 
