@@ -6,8 +6,10 @@ are polled, with nothing awaited: what is there is handled at once, and for some
 (two cores, Linux 6.18, CPython 3.11): 1.6 times the request/response rate, with less CPU time for each.
 
 How long is found out in KVM's manner (Documentation/virt/kvm/halt-polling.rst): a wait that was a little too long for
-it doubles it, up to a limit, one that was longer than the limit ends it. A guest that is idle, or talks to somebody
-who is far away, costs nothing. Trio's other tasks have their turn in between, and so has every other process.
+it doubles it, up to a limit, one that was longer than the limit ends it. It is found out for each source, because what
+comes after a guest's request, and after the host's answer, are two things: the answer may be near, the next request
+far. A guest that is idle, or talks to somebody who is far away, costs nothing. Trio's other tasks have their turn in
+between, and so has every other process.
 """
 
 from __future__ import annotations
@@ -60,17 +62,24 @@ class BusyPoll:
         """
         self._flush = flush
         self.limit = limit
-        self.patience = 0.0
-        """Seconds that are waited for awake at present."""
         self.found = 0
         """Batches that were there, or came, while this was awake: so many times nobody had to be woken."""
         self._poller = Poller()
         self._sources: dict[int, Pollable] = {}
+        self._patience: dict[Pollable, float] = {}
+        """Seconds that are waited for awake after something came from each source."""
+        self._last: Pollable | None = None
+        """Whom something came from last."""
         self._again: list[Pollable] = []
         self._more = False
         self._awake = False
         self._closed = False
-        self._asleep_since = perf_counter()
+        self._quiet_since = perf_counter()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that are waited for awake at present, at most."""
+        return max(self._patience.values(), default=0.0)
 
     def add(self, source: Pollable) -> None:
         """Look at a source too."""
@@ -80,12 +89,13 @@ class BusyPoll:
         with contextlib.suppress(OSError):  # one that cannot be polled, or no room for more: it is waited for as usual
             self._poller.register(descriptor, READ)
             self._sources[descriptor] = source
+            self._patience[source] = 0.0
 
     def remove(self, source: Pollable) -> None:
         """Look at it no more. To be called before it is closed; does nothing for one that is not looked at."""
         for descriptor, each in self._sources.items():
             if each is source:
-                del self._sources[descriptor]
+                del self._sources[descriptor], self._patience[source]
                 self._again = [each for each in self._again if each is not source]
                 with contextlib.suppress(OSError):  # closed already, and so forgotten by the kernel
                     self._poller.unregister(descriptor)
@@ -103,12 +113,13 @@ class BusyPoll:
                 await trio.lowlevel.wait_readable(source)
                 now = trio.current_time()
                 source.handle_ready(now, 0)
-                await self.stay_awake(more=self._flush(now))
+                await self.stay_awake(source, more=self._flush(now))
         finally:
             self.remove(source)
 
-    async def stay_awake(self, *, more: bool) -> None:
-        """Go on for as long as something comes. Somebody has just flushed a batch, and `more` is what that said.
+    async def stay_awake(self, source: Pollable | None, *, more: bool) -> None:
+        """Go on for as long as something comes. A batch of `source`, or of somebody who is none, has just been flushed,
+        and `more` is what that said.
 
         Returns at once when another task is at it already: that one goes on with this too.
         """
@@ -116,18 +127,24 @@ class BusyPoll:
         if self._awake:
             return
         self._awake = True
-        self.patience = longer_patience(self.patience, perf_counter() - self._asleep_since, self.limit)
-        until = perf_counter() + self.patience
+        since, before = perf_counter(), self._last
+        if before is not None and before in self._patience:
+            self._patience[before] = longer_patience(self._patience[before], since - self._quiet_since, self.limit)
+        self._last = source
         try:
             while not self._closed:
                 if self._take_turn():
-                    until = perf_counter() + self.patience
-                elif perf_counter() >= until:
+                    since = perf_counter()
+                elif perf_counter() >= since + self._last_patience:
                     return
                 await trio.lowlevel.checkpoint()
         finally:
             self._awake = False
-            self._asleep_since = perf_counter() - self.patience
+            self._quiet_since = since
+
+    @property
+    def _last_patience(self) -> float:
+        return 0.0 if self._last is None else self._patience.get(self._last, 0.0)
 
     def _take_turn(self) -> bool:
         """Handle what is ready until nothing has been for some polls, or others have waited long enough.
@@ -135,7 +152,6 @@ class BusyPoll:
         Whether anything was.
         """
         poll, sources = self._poller.poll, self._sources
-        polls = _POLLS if self.patience else 1
         end = perf_counter() + _TURN
         handled = rounds = empty = 0
         while True:
@@ -150,6 +166,7 @@ class BusyPoll:
                 for source in there:
                     if source.handle_ready(now, rounds):
                         came = True
+                        self._last = source
                 if came:
                     self._more = self._flush(now)
                     handled += 1
@@ -160,7 +177,7 @@ class BusyPoll:
                     continue
             rounds = 0
             empty += 1
-            if empty == polls:
+            if empty == _POLLS or not self._last_patience:
                 break
             _let_others_in()
         self.found += handled
@@ -170,6 +187,7 @@ class BusyPoll:
         """Look at nothing any more: whoever is at it, stops. Safe to call twice."""
         self._closed = True
         self._sources.clear()
+        self._patience.clear()
         self._poller.close()
 
 

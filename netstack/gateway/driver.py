@@ -236,7 +236,7 @@ class Driver:
         while True:
             now = trio.current_time()
             self._take(attached, frames, now)
-            await busy_poll.stay_awake(more=self._flush(now))
+            await busy_poll.stay_awake(attached, more=self._flush(now))
             frames = await link.receive_batch()
 
     def _take(self, attached: _Attachment, frames: list[bytes], now: float) -> None:
@@ -265,7 +265,7 @@ class Driver:
             await self._more.wait()
             self._more = trio.Event()
             await trio.lowlevel.checkpoint()
-            await self.busy_poll.stay_awake(more=True)
+            await self.busy_poll.stay_awake(None, more=True)
 
     async def _catch_up(self, attached: _Attachment) -> None:
         """Data that was held back because this link had too much waiting goes on once it has caught up."""

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from netstack.gateway import busy_poll
-from netstack.gateway.busy_poll import BusyPoll, longer_patience
+from netstack.gateway.busy_poll import BusyPoll, Pollable, longer_patience
 
 
 class Mailbox:
@@ -57,6 +57,11 @@ class Driver:
         return self.more > 0
 
 
+def make_patient(poll: BusyPoll, source: Pollable) -> None:
+    """As after many answers that came soon."""
+    poll._patience[source] = poll.limit
+
+
 @pytest.fixture
 def box() -> Iterator[Mailbox]:
     with closing(Mailbox()) as made:
@@ -68,7 +73,7 @@ async def test_what_is_there_is_handled_without_a_wake_up(box: Mailbox) -> None:
     poll = BusyPoll(driver.flush)
     poll.add(box)
     box.post(b"one", b"two", b"three")
-    await poll.stay_awake(more=False)
+    await poll.stay_awake(None, more=False)
     # The first after a pause, then those that were there at once.
     assert box.handled == [(b"one", 0), (b"two", 1), (b"three", 2)]
     assert driver.flushes == poll.found == 3
@@ -77,13 +82,13 @@ async def test_what_is_there_is_handled_without_a_wake_up(box: Mailbox) -> None:
 
 async def test_what_comes_while_it_is_awake_needs_nobody_to_be_woken(box: Mailbox) -> None:
     poll = BusyPoll(Driver().flush, limit=3600.0)
-    poll.patience = 3600.0
     poll.add(box)
+    make_patient(poll, box)
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def stay() -> None:
-            await poll.stay_awake(more=False)
+            await poll.stay_awake(box, more=False)
 
         # Other tasks have their turn while it waits, and a task's doing is seen.
         for letter in (b"one", b"two"):
@@ -113,7 +118,7 @@ async def test_a_source_that_is_never_empty_leaves_others_their_turn(
 
         @nursery.start_soon
         async def stay() -> None:
-            await poll.stay_awake(more=False)
+            await poll.stay_awake(None, more=False)
 
         for _ in range(5):
             await trio.lowlevel.checkpoint()
@@ -128,7 +133,7 @@ async def test_more_is_flushed_until_there_is_no_more(box: Mailbox) -> None:
     driver.more = 5
     poll = BusyPoll(driver.flush)
     poll.add(box)
-    await poll.stay_awake(more=True)
+    await poll.stay_awake(None, more=True)
     assert driver.flushes == 5
     assert not box.handled
     poll.close()
@@ -137,19 +142,19 @@ async def test_more_is_flushed_until_there_is_no_more(box: Mailbox) -> None:
 async def test_more_of_somebody_else_is_flushed_by_whoever_is_awake(box: Mailbox) -> None:
     driver = Driver()
     poll = BusyPoll(driver.flush, limit=3600.0)
-    poll.patience = 3600.0
     poll.add(box)
+    make_patient(poll, box)
     async with trio.open_nursery() as nursery:
 
         @nursery.start_soon
         async def stay() -> None:
-            await poll.stay_awake(more=False)
+            await poll.stay_awake(box, more=False)
 
         box.post(b"it is awake when this is handled")
         while not box.handled:
             await trio.lowlevel.checkpoint()
         driver.more = 3
-        await poll.stay_awake(more=True)  # returns at once
+        await poll.stay_awake(None, more=True)  # returns at once
         while driver.more:
             await trio.lowlevel.checkpoint()
         poll.close()
@@ -173,7 +178,7 @@ async def test_a_source_may_hold_what_its_descriptor_does_not_tell_of(box: Mailb
     source = Holds()
     poll.add(source)
     poll.look_again(source)
-    await poll.stay_awake(more=False)
+    await poll.stay_awake(None, more=False)
     assert [letter for letter, _ in box.handled] == [b"two", b"three"]
     poll.close()
 
@@ -184,7 +189,7 @@ async def test_one_that_is_ready_and_does_nothing_keeps_nobody_awake(box: Mailbo
     box.deaf = True
     box.post(b"unheard")
     poll.add(box)
-    await poll.stay_awake(more=False)
+    await poll.stay_awake(None, more=False)
     assert (driver.flushes, poll.found) == (0, 0)
     poll.close()
 
@@ -200,7 +205,7 @@ async def test_a_source_is_attended_until_cancelled(box: Mailbox) -> None:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     box.post(b"too late")
-    await poll.stay_awake(more=False)
+    await poll.stay_awake(None, more=False)
     assert len(box.handled) == 2
     poll.close()
 
@@ -212,11 +217,11 @@ async def test_what_was_removed_or_closed_is_not_looked_at(box: Mailbox) -> None
     box.post(b"unread")
     poll.look_again(box)
     poll.remove(box)
-    await poll.stay_awake(more=False)
+    await poll.stay_awake(None, more=False)
     poll.add(box)
     poll.close()
     poll.close()
-    await poll.stay_awake(more=True)
+    await poll.stay_awake(None, more=True)
     poll.add(box)
     assert not box.handled
 
@@ -228,9 +233,34 @@ async def test_a_descriptor_that_cannot_be_polled_is_left_to_its_reader(box: Mai
         poll.remove(file)  # type: ignore[arg-type]
     poll.add(box)
     box.post(b"one")
-    await poll.stay_awake(more=False)
+    await poll.stay_awake(None, more=False)
     assert poll.found == 1
     poll.close()
+
+
+async def test_each_source_is_waited_for_as_what_comes_after_it_usually_does(box: Mailbox) -> None:
+    """The host answers at once, the guest thinks before it asks again: only the former is waited for."""
+    with closing(Mailbox()) as other:
+        poll = BusyPoll(Driver().flush, limit=3600.0)
+        poll.add(box)
+        poll.add(other)
+        make_patient(poll, box)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def stay() -> None:
+                await poll.stay_awake(box, more=False)
+                nursery.cancel_scope.cancel()
+
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+            other.post(b"the answer")
+            await trio.sleep_forever()
+        assert other.handled == [(b"the answer", 0)]
+        assert poll.patience == 3600.0
+        poll.remove(box)
+        assert poll.patience == 0.0
+        poll.close()
 
 
 def test_patience_grows_with_pauses_that_were_a_little_too_long_and_ends_with_a_long_one() -> None:
