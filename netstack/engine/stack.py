@@ -433,10 +433,12 @@ class Stack:
         Guests whose MAC is in `held` get no data this time: their link is behind with what it has.
         """
         outbox = self._outbox
-        frames = outbox.frames.copy()
-        outbox.frames.clear()  # the list itself stays: every connection appends to it
-        if frames and not self._disabled:
-            self._counters.went_out(frames)
+        frames: list[bytes] = []
+        if outbox.frames:
+            frames += outbox.frames
+            outbox.frames.clear()  # the list itself stays: every connection appends to it
+            if not self._disabled:
+                self._counters.went_out(frames)
         if outbox.packets:
             packets, outbox.packets = outbox.packets, []
             self._counters.packets_sent += len(packets)
@@ -444,9 +446,10 @@ class Stack:
             for destination, packet in packets:
                 for piece in fragment(packet, mtu) if len(packet) > mtu else (packet,):
                     self.neighbours.send(destination, piece, now)
-        frames += self.neighbours.take_frames()
-        for _ in self.neighbours.take_unreachable():
-            outbox.drop("guest-does-not-answer-arp")
+        if self.neighbours.has_news:
+            frames += self.neighbours.take_frames()
+            for _ in self.neighbours.take_unreachable():
+                outbox.drop("guest-does-not-answer-arp")
         answers = len(frames)
         self.tcp.output(frames, room, now, held)
         if self._disabled:

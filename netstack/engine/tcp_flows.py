@@ -372,7 +372,10 @@ class TcpFlows:
     def settle(self, now: float) -> None:
         """Turn what the guest did in this batch into effects."""
         for flow in self._output.touched:
-            self._settle(flow, now)
+            connection = flow.connection
+            # Most were touched by the host's side, or are looked at once more: there is nothing to be done for them.
+            if connection.signals or connection.receive_buffer.ready or flow.session is not None:
+                self._settle(flow, now)
 
     def _settle(self, flow: TcpFlow, now: float) -> None:
         connection = flow.connection
@@ -393,7 +396,9 @@ class TcpFlows:
             elif flow.upstream:
                 flow.sent += count
                 self._outbox.effects.append(effects.SendStream(flow.id, chunks))
-        if connection.signals:
+        if connection.signals == st.ROOM and not flow.paused:
+            connection.signals = 0  # nobody waits for it
+        elif connection.signals:
             self._take_signals(flow, connection, now)
 
     def _handshake_complete(self, flow: TcpFlow, now: float) -> None:
