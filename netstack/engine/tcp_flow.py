@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 from netstack.engine.inspection import Inspection
 from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.timers import NOT_SCHEDULED
 from netstack.engine.verdict import Question, Verdict
 
 PEEKING: Final = 1
@@ -123,7 +124,7 @@ class TcpFlow:
         """Out of the table: it says nothing any more, and wants no waking."""
         self.limit_at = inf
         """When the name, the hook, the dial, the farewell or a silent guest of a service has had enough time."""
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
         self.opened_at = now
         self.sent = 0
         self.received = 0

@@ -112,7 +112,7 @@ class TcpFlows:
         """Whose first deadline says when `advance` wants to be called."""
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
-        self.tables = self._flows = flows = TcpTable(outbox, judge)
+        self.tables = self._flows = flows = TcpTable(outbox, judge, self._timers)
         self.table = flows.by_key
         self._streams = flows.streams
         self._half_open = flows.half_open

@@ -62,7 +62,7 @@ class TcpOutput:
                 served.append(flow)  # behind those that got nothing
             else:
                 self._waiting.append(flow)
-        scheduled = flow.scheduled
+        scheduled: float = flow.scheduled[0]
         if flow.connection.deadline < scheduled or flow.limit_at < scheduled:
             self._timers.schedule(flow)
 
