@@ -37,8 +37,9 @@ from netstack.engine.verdict import Question, Verdict
 from netstack.engine.zones import Zones
 from netstack.wire import ethernet, ipv4, tcp
 
-# What the hot path needs: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
-_GUARD = Struct("!HBBHHHBB")
+# What the hot path needs: both MACs, type, version and length, TOS, total length, identification, fragment, TTL,
+# protocol, checksum, and the key of the flow: addresses and ports.
+_GUARD = Struct("!12sHBBHHHBBH12s")
 _SEGMENT = Struct("!IIHHHH")
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
@@ -81,7 +82,6 @@ class Stack:
         self._dns_port = DnsPort(self.dns, outbox, self._wake_session)
         self.tcp = TcpFlows(
             settings,
-            routes,
             outbox,
             errors,
             self.judge,
@@ -136,19 +136,18 @@ class Stack:
         # the long way.
         size = len(frame)
         if size >= 42:
-            ethertype, version, _, total, _, fragmented, ttl, protocol = _GUARD.unpack_from(frame, 12)
+            macs, ethertype, version, _, total, _, fragmented, ttl, protocol, _, key = _GUARD.unpack_from(frame)
             if (
                 version == 0x45
                 and ethertype == 0x0800
                 and ttl > 1
                 and not fragmented & _FRAGMENT_BITS
                 and not self._verify
-                and frame[:6] == self._mac
             ):
                 end = 14 + total
                 if protocol == ipv4.TCP:
-                    flow = self._tcp_table.get(frame[26:38])
-                    if flow is not None and size >= 54 and frame[6:12] == flow.mac:
+                    flow = self._tcp_table.get(key)
+                    if flow is not None and size >= 54 and macs == flow.macs:
                         sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
                         text = 34 + (flags >> 12) * 4
                         if 54 <= text <= end <= size and not flags & tcp.SYN:
@@ -159,9 +158,10 @@ class Stack:
                                 self.tcp.touch(flow)
                             return
                 elif protocol == ipv4.UDP:
-                    known = self._udp_table.get(frame[26:38])
+                    known = self._udp_table.get(key)
                     if (
                         known is not None
+                        and macs.startswith(self._mac)
                         and 42 <= end <= size
                         and frame[38] << 8 | frame[39] == total - 20
                         and self.neighbours.confirms(frame[26:30], frame[6:12], now)

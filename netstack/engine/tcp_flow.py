@@ -77,8 +77,8 @@ class TcpFlow:
 
     __slots__ = (
         "connection", "dialled", "forgotten", "guest_finished", "id", "inspection", "key", "kind", "limit_at", "mac",
-        "opened_at", "packet", "paused", "question", "received", "scheduled", "sent", "session", "state", "touched",
-        "turned_away", "upstream", "verdict", "waits",
+        "macs", "opened_at", "packet", "paused", "question", "received", "scheduled", "sent", "session", "state",
+        "touched", "turned_away", "upstream", "verdict", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class TcpFlow:
         verdict: Verdict,
         now: float,
         *,
+        gateway_mac: bytes,
         kind: int = TO_NETWORK,
         packet: bytes = b"",
     ) -> None:
@@ -101,6 +102,9 @@ class TcpFlow:
         self.kind = kind
         self.key = key
         self.mac = mac
+        """The guest's."""
+        self.macs = gateway_mac + mac
+        """How its frames begin."""
         self.dialled = dialled
         """The host's end of it: what was dialled for the guest, or who reaches the guest."""
         self.connection = connection
