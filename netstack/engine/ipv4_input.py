@@ -204,8 +204,7 @@ class Ipv4Input:
             self._outbox.drop(datagram)
             return
         self._counters.datagrams_long_way += 1
-        gateway = self._settings.gateway_ip
-        to_gateway = header.destination == gateway
+        to_gateway = header.destination == self._settings.gateway_ip
         key = header.source + header.destination + packet[start : start + 4]
         if self._is_for_dhcp(packet, header):
             self._answer_dhcp(datagram.payload, header.source, mac, now)
@@ -216,7 +215,7 @@ class Ipv4Input:
         elif route.kind == routes.OUT:
             self._udp.send(key, packet, header, datagram, route.dialled, now)
         elif to_gateway and datagram.destination_port == DNS_PORT:
-            self._dns_port.datagram(header.source, gateway, datagram, now)
+            self._dns_port.datagram(header.source, datagram.source_port, datagram.payload, now)
         else:
             question = self._question(header, datagram.source_port, datagram.destination_port)
             self._refuse_datagram(question, packet, route.kind, now)

@@ -41,6 +41,8 @@ from netstack.wire import ethernet, ipv4, tcp
 # protocol, checksum, and the key of the flow: addresses and ports.
 _GUARD = Struct("!12sHBBHHHBBH12s")
 _SEGMENT = Struct("!IIHHHH")
+_NO_PORT: Final = bytes(2)
+_DNS_PORT: Final = DNS_PORT.to_bytes(2, "big")
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
 
@@ -79,7 +81,7 @@ class Stack:
         routes = Routes(settings)
         errors = IcmpErrors(settings, drop=outbox.drop, counters=outbox.counters)
         self._reassembler = Reassembler(drop=outbox.drop)
-        self._dns_port = DnsPort(self.dns, outbox, self._wake_session)
+        self._dns_port = DnsPort(self.dns, outbox, settings.gateway_ip, self._wake_session)
         self.tcp = TcpFlows(
             settings,
             outbox,
@@ -112,6 +114,7 @@ class Stack:
         self._timers = (*self.tcp.timers, *self.udp.timers, *self.echo.timers, *self.inbound_udp.timers)
         self._tcp_table = self.tcp.table
         self._udp_table = self.udp.table
+        self._inbound_udp_table = self.inbound_udp.table
         self._close_ways_in(policy.disabled, "", 0.0)
 
     @property
@@ -132,8 +135,8 @@ class Stack:
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
-        # The plain cases: a segment or a datagram of a flow we know, whole, without IP options. Everything else goes
-        # the long way.
+        # The plain cases: a segment or a datagram of a flow we know, or a question for our name server; whole, without
+        # IP options. Everything else goes the long way.
         size = len(frame)
         if size >= 42:
             macs, ethertype, version, _, total, _, fragmented, ttl, protocol, _, key = _GUARD.unpack_from(frame)
@@ -157,19 +160,32 @@ class Stack:
                             if not flow.touched:
                                 self.tcp.touch(flow)
                             return
-                elif protocol == ipv4.UDP:
+                elif (
+                    protocol == ipv4.UDP
+                    and 42 <= end <= size
+                    and frame[38] << 8 | frame[39] == total - 20
+                    and macs.startswith(self._mac)
+                ):
                     known = self._udp_table.get(key)
-                    if (
-                        known is not None
-                        and macs.startswith(self._mac)
-                        and 42 <= end <= size
-                        and frame[38] << 8 | frame[39] == total - 20
-                        and self.neighbours.confirms(frame[26:30], frame[6:12], now)
-                    ):
+                    asks = known is None and self._asks(key)
+                    if (known is not None or asks) and self.neighbours.confirms(key[:4], macs[6:], now):
                         self._counters.datagrams_quick += 1
-                        self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
+                        if known is not None:
+                            self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
+                        else:
+                            self._dns_port.datagram(key[:4], frame[34] << 8 | frame[35], frame[42:end], now)
                         return
         self._receive_any(frame, now)
+
+    def _asks(self, key: bytes) -> bool:
+        """Whether a datagram with these addresses and ports is a question to our name server, and no answer to us."""
+        return (
+            key.endswith(_DNS_PORT)
+            and key[4:8] == self.settings.gateway_ip
+            and key[8:10] != _NO_PORT
+            and key not in self._inbound_udp_table
+            and not self._disabled
+        )
 
     def _receive_any(self, frame: bytes, now: float) -> None:
         self._counters.long_way += 1
