@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Timed)
 
 
 class Timers(Generic[T]):
-    """A heap of [time, order, owner]. Entries that have been replaced, or whose owner is gone, have no owner any more."""
+    """A heap of [time, order, owner]. One that was replaced, or whose owner is gone, has no owner any more."""
 
     __slots__ = ("_compact_at", "_heap", "_order", "first")
 
