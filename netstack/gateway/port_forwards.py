@@ -94,7 +94,7 @@ def endpoint_of(address: Any) -> Endpoint | None:
     host = str(address[0]).partition("%")[0]
     if host.startswith(_MAPPED) and "." in host:  # IPv4 by a socket for both
         host = host.removeprefix(_MAPPED)
-    # Every accepted connection asks: a socket's own spelling needs none of ipaddress's care, which costs ten times that.
+    # A socket's own spelling needs none of ipaddress's care, which costs every accepted connection ten times that.
     return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host), int(address[1])
 
 
