@@ -143,11 +143,9 @@ class Policy:
         does for metadata services, the guest's own subnet and the host's loopback.
         """
         place = addresses.kind(address)
-        fault = self._never(place)
+        fault = self._never_by_name(address, place)
         if fault:
             return fault
-        if len(address) == 4 and self._network.in_subnet(address):
-            return "own-subnet"
         if _is_nowhere(place, address):  # to the host they mean the host itself, and no guest could have dialled them
             return f"{place}-address"
         if self.unrestricted or place == "public":
@@ -161,12 +159,17 @@ class Policy:
         if self.unrestricted:
             return ""
         place = addresses.kind(address)
-        fault = self._never(place)
+        fault = self._never_by_name(address, place)
         if fault:
             return fault
-        if len(address) == 4 and self._network.in_subnet(address):
-            return "own-subnet"
         return "" if place == "public" or self.rules.for_address(address) else f"{place}-address"
+
+    def _never_by_name(self, address: bytes, place: str) -> str:
+        """The same as `_never` of an address that a name stands for: not a guest's of this network either."""
+        fault = self._never(place)
+        if not fault and len(address) == 4 and self._network.in_subnet(address):
+            return "own-subnet"
+        return fault
 
     def _never(self, place: str) -> str:
         """Why no rule opens a kind of place: there is no network, or a cloud's metadata service may live there."""
