@@ -9,6 +9,7 @@ from netstack.engine.tcp_buffers import SendBuffer
 from netstack.engine.tcp_receiver import Receiver
 from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, LossRecovery, RoundTrip
 from netstack.engine.tcp_timestamps import Timestamps
+from netstack.wire.segment_trains import MIN_SEGMENTS
 from netstack.wire.tcp import ACK, FIN, PSH, SegmentWriter
 
 DEFAULT_MSS: Final = 536
@@ -283,6 +284,19 @@ class Sender:
                 frames.append(emit(left & _MASK, acknowledgement, flags, window, options, payload))
         recovery.was_limiting = False
         while position < end:
+            if largest == mss:
+                # Whole segments that nothing stands in the way of; the last one, which may say more, goes on its own.
+                count = min((min(end - position - 1, allowance, edge - position)) // mss, last - len(frames))
+                if count >= MIN_SEGMENTS:
+                    text, offset = buffer.run_at(position)
+                    count = min(count, (len(text) - offset) // mss)
+                    if count >= MIN_SEGMENTS:
+                        frames += self.writer.train(
+                            position & _MASK, acknowledgement, window, options, text, offset, count, mss
+                        )
+                        position += count * mss
+                        allowance -= count * mss
+                        continue
             length = end - position
             if length > mss:
                 # Whole segments only, as many as one frame holds and both windows allow, but one of them always.

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from netstack.wire.checksum import LARGE, fold, ones_sum
 from netstack.wire.ethernet import IPV4
 from netstack.wire.ipv4 import DEFAULT_TTL, TCP
+from netstack.wire.segment_trains import cutter
 
 HEADER: Final = 20
 FIN: Final = 0x01
@@ -178,3 +179,34 @@ class SegmentWriter:
             0,
         )
         return b"%b%b%b" % (headers, options, payload) if options else headers + payload
+
+    def train(
+        self, sequence: int, acknowledgement: int, window: int, options: bytes, text: bytes, start: int, count: int,
+        size: int,
+    ) -> list[bytes]:  # fmt: skip
+        """The frames of `count` segments with ACK and `size` bytes each of `text`, from `start` on; see `frame`."""
+        cut = None if self.offload or size & 1 else cutter(count)
+        if cut is None:
+            frames = []
+            for at in range(start, start + count * size, size):
+                frames.append(self.frame(sequence, acknowledgement, ACK, window, options, text[at : at + size]))
+                sequence = sequence + size & 0xFFFFFFFF
+            return frames
+        header = HEADER + len(options)
+        length = header + size
+        offset_flags = header << 10 | ACK
+        total = self._tcp_sum + length + acknowledgement + offset_flags + window + int.from_bytes(options, "big")
+        headers = _FRAME_HEADERS.pack(
+            self._prefix,
+            length + 20,
+            self._middle,
+            fold(self._ip_sum + length + 20),
+            self._ends,
+            0,
+            acknowledgement,
+            offset_flags,
+            window,
+            0,
+            0,
+        )
+        return cut(headers + options, sequence, total % 0xFFFF, text, start, count, size)
