@@ -205,7 +205,7 @@ class Driver:
             self.stack.guest_left(mac, now)
 
     async def _pump(self, link: Link, port: int) -> None:
-        receive_frame = self.stack.receive_frame
+        receive_frames = self.stack.receive_frames
         received = self.stack.counters
         counters = link.counters
         guests = counters.guests
@@ -217,8 +217,7 @@ class Driver:
                 self._guests_left(self.switch.forget(port), now)
             passed = self.switch.ingress(port, frames, now)
             received.frames += len(passed)
-            for frame in passed:
-                receive_frame(frame, now)
+            receive_frames(passed, now)
             self.flush(now)
 
     async def _watch_host_sockets(self) -> None:
