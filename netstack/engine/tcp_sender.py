@@ -16,6 +16,8 @@ DEFAULT_MSS: Final = 536
 """Without an MSS option (RFC 9293 section 3.7.1)."""
 MAX_RETRANSMISSIONS: Final = 10
 """Then the guest counts as gone: more than 100 s (RFC 9293 section 3.8.3, R2)."""
+LONG_TRAIN: Final = 32
+"""Segments in one piece of the buffer that are worth a pass of their own."""
 MAX_PROBES: Final = 10
 """Window probes without any answer before the guest counts as gone."""
 
@@ -285,18 +287,26 @@ class Sender:
         recovery.was_limiting = False
         while position < end:
             if largest == mss:
-                # Whole segments that nothing stands in the way of; the last one, which may say more, goes on its own.
-                count = min((min(end - position - 1, allowance, edge - position)) // mss, last - len(frames))
+                # Whole segments that nothing stands in the way of.
+                count = min(
+                    (min(end - position - self.finishing, allowance, edge - position)) // mss, last - len(frames)
+                )
                 if count >= MIN_SEGMENTS:
                     text, offset = buffer.run_at(position)
-                    count = min(count, (len(text) - offset) // mss)
-                    if count >= MIN_SEGMENTS:
-                        frames += self.writer.train(
-                            position & _MASK, acknowledgement, window, options, text, offset, count, mss
-                        )
-                        position += count * mss
-                        allowance -= count * mss
-                        continue
+                    within = (len(text) - offset) // mss
+                    if within < min(count, LONG_TRAIN):  # it pays to put the pieces together
+                        count = min(count, LONG_TRAIN)
+                        text, offset = buffer.slice(position, count * mss), 0
+                    else:
+                        count = min(count, within)
+                    taken = count * mss
+                    frames += self.writer.train(
+                        position & _MASK, acknowledgement, window, options, text, offset, count, mss,
+                        push=position + taken == end,
+                    )  # fmt: skip
+                    position += taken
+                    allowance -= taken
+                    continue
             length = end - position
             if length > mss:
                 # Whole segments only, as many as one frame holds and both windows allow, but one of them always.

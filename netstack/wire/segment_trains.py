@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 MIN_SEGMENTS: Final = 4
 """Segments from which on a train costs less than as many single ones."""
 SINGLE_AT_FIRST: Final = 2048
 """Segments that a process makes one by one before numpy is worth importing (0.13 s and 22 MB, once): some 3 MB."""
 
+_DESK: Final = 128 * 1024
+"""Bytes of text that are laid out at once: two reads of a host socket."""
+_MULTIPLE: Final = 0xFFFF << 42
+"""Of 65,535; larger than any sum of that much, and below 2**63."""
 _SEQUENCE: Final = 38
 _CHECKSUM: Final = 50
 """Where the fields are in a frame with IPv4 and without options in its header."""
@@ -47,11 +51,12 @@ def _choose_cutter() -> Cutter | None:
     except ImportError:
         _without_numpy = True
         return None
-    add, arange, empty, frombuffer, subtract = np.add.reduce, np.arange, np.empty, np.frombuffer, np.subtract
+    add, arange, frombuffer, subtract = np.add.reduce, np.arange, np.frombuffer, np.subtract
     wide = np.dtype("u8")
 
-    @lru_cache(maxsize=64)
-    def layout(head: int, size: int) -> tuple[np.dtype[np.void], ...]:
+    @lru_cache(maxsize=8)
+    def desk(head: int, size: int) -> tuple[Any, ...]:
+        """Where frames of this shape are laid out, used again and again: how many fit, their parts, and they whole."""
         fields = np.dtype(
             {
                 "names": ["head", "sequence", "checksum", "text"],
@@ -60,30 +65,36 @@ def _choose_cutter() -> Cutter | None:
                 "itemsize": head + size,
             }
         )
-        return fields, np.dtype(f"V{head}"), np.dtype(f"V{size}"), np.dtype(f"V{head + size}")
+        room = _DESK // size
+        laid = np.zeros(room, fields)
+        parts = [laid[name] for name in fields.names or ()]
+        word = np.dtype("<u2" if size & 2 else "<u4")
+        return room, *parts, laid.view(f"V{head + size}"), word, size // word.itemsize
 
     def cut_by_numpy(
         headers: bytes, sequence: int, total: int, text: bytes, start: int, count: int, size: int
     ) -> list[bytes]:
-        fields, head, piece, whole = layout(len(headers), size)
-        width = 2 if size & 2 else 4
-        sequences = arange(sequence, sequence + count * size, size, dtype=wide)
-        sequences &= 0xFFFFFFFF
-        words = frombuffer(text, "<u2" if width == 2 else "<u4", count * size // width, start)
-        sums = add(words.reshape(count, -1), axis=1, dtype=wide)
+        room, heads, numbers, checksums, texts, whole, word, words = desk(len(headers), size)
+        if count > room:
+            rest = sequence + room * size & 0xFFFFFFFF, total, text, start + room * size, count - room, size
+            return cut_by_numpy(headers, sequence, total, text, start, room, size) + cut_by_numpy(headers, *rest)
+        end = sequence + count * size
+        sequences = arange(sequence, end, size, dtype=wide)
+        if end > 0xFFFFFFFF:
+            sequences &= 0xFFFFFFFF
+        sums = add(frombuffer(text, word, count * words, start).reshape(count, words), axis=1, dtype=wide)
         # Little-endian, as the machine is: a swap of the bytes in each word is a multiplication by 256, modulo 65,535.
         sums <<= 8
         sums += sequences
-        sums += total
+        # Complemented, modulo 65,535: of the two zeros it gives the one that `fold` gives.
+        subtract(_MULTIPLE - total, sums, sums)
         sums %= 0xFFFF
-        subtract(0xFFFF, sums, sums)
-        sums %= 0xFFFF  # of the two zeros the one that `fold` gives
-        frames = empty(count, fields)
-        frames["head"] = frombuffer(headers, head)
-        frames["sequence"] = sequences
-        frames["checksum"] = sums
-        frames["text"] = frombuffer(text, piece, count, start)
-        return frames.view(whole).tolist()  # type: ignore[return-value]  # of an opaque type they are bytes
+        heads[:count] = frombuffer(headers, heads.dtype)
+        numbers[:count] = sequences
+        checksums[:count] = sums
+        texts[:count] = frombuffer(text, texts.dtype, count, start)
+        made: list[bytes] = whole[:count].tolist()
+        return made
 
     _cutter = cut_by_numpy
     return cut_by_numpy

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netstack.wire import segment_trains as module
-from netstack.wire.tcp import ACK, SegmentWriter, build_timestamps
+from netstack.wire.tcp import ACK, PSH, SegmentWriter, build_timestamps
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,10 +48,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     window=st.integers(0, 0xFFFF),
     stamps=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)) | st.none(),
     offload=st.sampled_from([0, 65_160]),
+    push=st.booleans(),
 )
 def test_a_train_is_its_segments(
     way: str, seed: bytes, size: int, count: int, start: int, sequence: int, acknowledgement: int, window: int,
-    stamps: tuple[int, int] | None, offload: int,
+    stamps: tuple[int, int] | None, offload: int, push: bool,
 ) -> None:  # fmt: skip
     length = start + size * count + 7
     text = (seed * (length // len(seed) + 1))[:length]
@@ -59,12 +60,13 @@ def test_a_train_is_its_segments(
     make = writer(offload)
     single = [
         make.frame(
-            (sequence + at * size) & 0xFFFFFFFF, acknowledgement, ACK, window, options,
+            (sequence + at * size) & 0xFFFFFFFF, acknowledgement,
+            ACK | PSH if push and at == count - 1 else ACK, window, options,
             text[start + at * size : start + (at + 1) * size],
         )
         for at in range(count)
     ]  # fmt: skip
-    train = make.train(sequence, acknowledgement, window, options, text, start, count, size)
+    train = make.train(sequence, acknowledgement, window, options, text, start, count, size, push=push)
     assert train == single
     assert {type(frame) for frame in train} == {bytes}
 
@@ -74,8 +76,20 @@ def test_the_two_zeros_of_a_sum_are_the_same_in_a_train(way: str, byte: bytes) -
     """Texts that sum to nothing, with sequence numbers that make the whole sum a multiple of 65,535."""
     make, text = writer(), byte * 100 * 8
     for sequence in range(0, 0x20000, 97):
-        train = make.train(sequence, 0, 0, b"", text, 0, 8, 100)
+        train = make.train(sequence, 0, 0, b"", text, 0, 8, 100, push=False)
         assert train == [make.frame(sequence + at, 0, ACK, 0, b"", text[:100]) for at in range(0, 800, 100)]
+        assert make.train(sequence, 0, 0, b"", text, 0, 1, 100, push=True) == [
+            make.frame(sequence, 0, ACK | PSH, 0, b"", text[:100])
+        ]
+
+
+def test_a_train_longer_than_what_is_laid_out_at_once(way: str) -> None:
+    make, text = writer(), bytes(range(250)) * 1000
+    train = make.train(2**32 - 70_000, 1, 2, b"", text, 0, 2500, 100, push=True)
+    assert train[:-1] == [
+        make.frame((2**32 - 70_000 + at) % 2**32, 1, ACK, 2, b"", text[at : at + 100]) for at in range(0, 249_900, 100)
+    ]
+    assert train[-1] == make.frame(179_900, 1, ACK | PSH, 2, b"", text[-100:])
 
 
 WITHOUT_NUMPY = """
