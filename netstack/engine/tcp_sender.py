@@ -7,7 +7,7 @@ from typing import Final
 
 from netstack.engine.tcp_buffers import SendBuffer
 from netstack.engine.tcp_receiver import Receiver
-from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, LossRecovery, RoundTrip
+from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, PATIENT_WINDOW, LossRecovery, RoundTrip
 from netstack.engine.tcp_timestamps import Timestamps
 from netstack.wire.segment_trains import MIN_SEGMENTS
 from netstack.wire.tcp import ACK, FIN, PSH, SegmentWriter
@@ -135,6 +135,8 @@ class Sender:
         trip = self.round_trip
         if 0 <= trip.timed_position <= una:
             trip.acknowledged(una, now)
+        if trip.queueing and recovery.window >= max(PATIENT_WINDOW, 4 * recovery.mss):
+            recovery.was_limiting = False  # more on its way would only wait there
         recovery.acknowledged(count, sacked_before, una, self.next)
         buffer = self.buffer
         buffer.acknowledge(una if una < buffer.end else buffer.end)

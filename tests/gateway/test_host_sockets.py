@@ -258,6 +258,7 @@ async def test_the_kernel_has_no_place_to_watch_another_socket(side: Side, monke
             raise OSError(errno.ENOSPC, "no space left on device")
 
         monkeypatch.setattr(side.sockets._table.poller, "register", fail)
+        side.engine.room = 10
         side.do(OpenStream(2, LOOPBACK, 80), OpenDatagrams(3), SendDatagram(3, LOOPBACK, 9, b"x", 63), ReadStream(1))
         assert side.engine.said == [
             ("failed", 2, effects.NO_RESOURCES),
