@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-from guest_iface.link import Link
+from guest_iface.link import BATCH, Link
+from guest_iface.wrapped_link import WrappedLink
 
 FROM_GUEST: Final = "from-guest"
 TO_GUEST: Final = "to-guest"
@@ -158,14 +159,11 @@ class Breakpoints:
                 watcher(link.name, direction, frame)
 
 
-class BreakpointLink(Link):
+class BreakpointLink(WrappedLink):
     """A link at which frames may be held. All else is the link's own."""
 
     def __init__(self, link: Link, breakpoints: Breakpoints) -> None:
-        self.name = link.name
-        self.capabilities = link.capabilities
-        self.counters = link.counters
-        self._link = link
+        super().__init__(link)
         self._breakpoints = breakpoints
         self._released: list[bytes] = []
         """Frames from the guest that were held and may go on."""
@@ -191,6 +189,10 @@ class BreakpointLink(Link):
             if frames:
                 return frames
 
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        return [] if self._breakpoints.active or self._released else self._link.receive_now(limit)
+
     def send_batch(self, frames: Sequence[bytes]) -> None:
         """See Link."""
         if self._breakpoints.active:
@@ -214,20 +216,7 @@ class BreakpointLink(Link):
         else:
             self.counters.drop_received(reason)
 
-    @property
-    def backlog(self) -> int:
-        """See Link."""
-        return self._link.backlog
-
-    async def wait_backlog_drained(self) -> None:
-        """See Link."""
-        await self._link.wait_backlog_drained()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """See Link."""
-        await self._link.run(task_status=task_status)
-
     def close(self) -> None:
         """See Link."""
         self._breakpoints.forget(self)
-        self._link.close()
+        super().close()

@@ -14,6 +14,7 @@ import trio
 
 from guest_iface.link import BATCH, Link
 from guest_iface.pcapng import OUTBOUND
+from guest_iface.wrapped_link import WrappedLink
 
 if TYPE_CHECKING:
     from guest_iface.cable_way import Way
@@ -38,15 +39,12 @@ class Listener(Protocol):
         """Frames that pass now; `direction` as guest_iface.pcapng has it."""
 
 
-class Cable(Link):
+class Cable(WrappedLink):
     """A link, and what was put on the way to it. All else is the link's own."""
 
     def __init__(self, link: Link, listeners: Sequence[Listener] = ()) -> None:
         """Wrap `link`, with listeners from its first frame on."""
-        self.name = link.name
-        self.capabilities = link.capabilities
-        self.counters = link.counters
-        self._link = link
+        super().__init__(link)
         self._listeners: tuple[tuple[Listener, int], ...] = ()
         self._from_guest: Way | None = None
         self._to_guest: Way | None = None
@@ -99,6 +97,17 @@ class Cable(Link):
             if not self._take(frames):
                 return frames
         return await self._receive_on_the_way()
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        if self._from_guest is not None or self._stranded:
+            return []
+        for listener, _ in self._listeners:
+            listener.release()
+        frames = self._link.receive_now(limit)
+        if frames:
+            self._take(frames)
+        return frames
 
     def _take(self, frames: list[bytes]) -> bool:
         """Have frames captured, and put them on the way; False if there is none any more."""

@@ -23,6 +23,7 @@ _IPV6_EXTENSIONS: Final = (0, 43, 60)
 """Hop-by-hop options, routing, destination options: each tells its own length (RFC 8200 section 4)."""
 _IPV6_FRAGMENT: Final = 44
 _PORTS: Final = Struct("!HH")
+_NO_PORTS: Final = (NONE, NONE, NONE)
 
 
 class Fields(NamedTuple):
@@ -39,6 +40,8 @@ class Fields(NamedTuple):
     source_port: int = NONE
     """Of TCP and UDP; NONE in all fragments but the first, which has them."""
     destination_port: int = NONE
+    tcp_flags: int = NONE
+    """TCP's eight flags; NONE as of the ports."""
 
 
 def read_fields(frame: bytes) -> Fields:
@@ -56,7 +59,7 @@ def read_fields(frame: bytes) -> Fields:
         protocol = frame[at + 9]
         # RFC 791 section 3.1: the 13 bits of the fragment's offset.
         later = (frame[at + 6] & 0x1F) or frame[at + 7]
-        ports = (NONE, NONE) if later else _ports(frame, protocol, at + 4 * (frame[at] & 15))
+        ports = _NO_PORTS if later else _ports(frame, protocol, at + 4 * (frame[at] & 15))
         return Fields(
             ethertype, source_mac, destination_mac, protocol, frame[at + 12 : at + 16], frame[at + 16 : at + 20], *ports
         )
@@ -71,7 +74,7 @@ def read_fields(frame: bytes) -> Fields:
 
 def _ipv6(frame: bytes, at: int) -> Fields:
     protocol, text = frame[at + 6], at + 40
-    ports = NONE, NONE
+    ports = _NO_PORTS
     for _ in range(_MAX_EXTENSIONS):
         if protocol == _IPV6_FRAGMENT and len(frame) >= text + 8:
             if frame[text + 2] or frame[text + 3] & 0xF8:
@@ -88,8 +91,9 @@ def _ipv6(frame: bytes, at: int) -> Fields:
     )  # fmt: skip
 
 
-def _ports(frame: bytes, protocol: int, text: int) -> tuple[int, int]:
+def _ports(frame: bytes, protocol: int, text: int) -> tuple[int, int, int]:
+    """Both ports, and TCP's flags."""
     if protocol in (TCP, UDP) and len(frame) >= text + 4:
         source, destination = _PORTS.unpack_from(frame, text)
-        return source, destination
-    return NONE, NONE
+        return source, destination, frame[text + 13] if protocol == TCP and len(frame) > text + 13 else NONE
+    return _NO_PORTS

@@ -6,19 +6,28 @@
     name pypi.org                       (name *.pythonhosted.org or ether host 5a:94:ef:e4:0c:ee) and not port 22
 
 A term means both directions unless it says `src` or `dst`. `flow N` and `name X` mean what the gateway knows by that
-number or name, so they take a gateway (`Known`). `and` binds closer than `or`, `not` closest.
+number or name, so they take a gateway (`Known`). `and` binds closer than `or`, `not` closest. Libpcap, where the two
+bind alike, has words for every byte; those of them that are in use and mean something here are read too.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
 from guest_iface import frame_fields
-from guest_iface.frame_fields import Fields, read_fields
+from guest_iface.libpcap_words import (
+    BYTE_TEST,
+    TcpFlags,
+    byte_test,
+    instead_of,
+    port_named,
+    protocol_word,
+    short_network,
+)
 
 MAX_TEXT: Final = 4096
 """Characters of an expression."""
@@ -31,24 +40,31 @@ PROTOCOLS: Final = {
     "icmp": frame_fields.ICMP,
     "icmp6": frame_fields.ICMP6,
 }
-_ETHERTYPES: Final = {"arp": frame_fields.ARP, "ip": frame_fields.IPV4, "ip6": frame_fields.IPV6}
-_TOKEN: Final = re.compile(r"\(|\)|&&|\|\||!|[^\s()!&|]+")
+ETHERTYPES: Final = {"arp": frame_fields.ARP, "ip": frame_fields.IPV4, "ip6": frame_fields.IPV6}
+_TOKEN: Final = re.compile(BYTE_TEST + r"|\(|\)|&&|\|\||!|[^\s()!&|]+")
 _MAC: Final = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 _NAME: Final = re.compile(r"(?:\*\.)?[a-zA-Z0-9_-]{1,63}(?:\.[a-zA-Z0-9_-]{1,63})*\.?")
 _PORT_RANGE: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 _END: Final = re.compile(r"\[([^\]]+)\]:([0-9]{1,5})|([^:\[\]]+):([0-9]{1,5})", re.ASCII)
 
 Side = Literal["", "src", "dst"]
-Matcher = Callable[[Fields], bool]
 _AND: Final = ("and", "&&")
 _OR: Final = ("or", "||")
 _NOT: Final = ("not", "!")
-_QUALIFIED: Final = ("src", "dst", "host", "net", "port", "portrange")
+_KINDS: Final = ("host", "net", "port", "portrange")
+_QUALIFIED: Final = ("src", "dst", *_KINDS)
+_EITHER_SIDE: Final = (("or", "src"), ("or", "dst"))
+_BOTH_SIDES: Final = (*_EITHER_SIDE, ("and", "src"), ("and", "dst"))
+"""What may stand behind `src` or `dst`: `src or dst port 80` is what no side means, too."""
 _WHAT: Final = "host, net, port, ether, flow, name, tcp, udp, icmp, icmp6, ip, ip6, arp, not or '('"
 
 
 class FilterError(ValueError):
     """An expression that cannot be read; the message names the word and what was expected in its place."""
+
+
+class LibpcapOnlyError(FilterError):
+    """The word is one of libpcap's that has no meaning here."""
 
 
 class FlowEnds(NamedTuple):
@@ -180,7 +196,7 @@ class Or:
         return f"{self.left} or {_grouped(self.right, Or)}"
 
 
-Filter = Protocols | Host | Port | EtherHost | Flow | NumberedFlow | Name | Not | And | Or
+Filter = Protocols | Host | Port | TcpFlags | EtherHost | Flow | NumberedFlow | Name | Not | And | Or
 
 
 def _sided(side: Side, words: str) -> str:
@@ -226,6 +242,8 @@ class _Parser:
         self.words = words
         self.position = position
         self._depth = 0
+        self._last: tuple[str, Side, str] = "", "", "host"
+        """Protocol, side and kind of the last value, which one without words of its own has too: `port 80 or 443`."""
 
     def _next(self, *wanted: str) -> bool:
         """Take the next word if it is one of `wanted`."""
@@ -272,12 +290,21 @@ class _Parser:
 
     def _primitive(self) -> Filter:
         word = self._take(_WHAT)
-        if word in PROTOCOLS or word in _ETHERTYPES:
+        if "[" in word and word[0] != "[":
+            test = byte_test(word)
+            if isinstance(test, str):
+                raise LibpcapOnlyError(f"filter: {word!r}: {test}")
+            return test
+        if word in PROTOCOLS or word in ETHERTYPES:
             protocol = Protocols(word)
+            if word in ("ip", "ip6") and self._next("proto"):
+                return And(protocol, self._protocol(word))
             # tcpdump's short form: `tcp port 80`.
             if self.position < len(self.words) and self.words[self.position] in _QUALIFIED:
-                return And(protocol, self._primitive())
+                return self._addressed(word)
             return protocol
+        if word == "proto":
+            return self._protocol("ip")
         if word == "flow":
             return self._flow()
         if word == "name":
@@ -286,6 +313,8 @@ class _Parser:
                 raise self._fault("a DNS name such as pypi.org or *.pypi.org")
             return Name(name.lower().removesuffix("."))
         if word == "ether":
+            if self._next("proto"):
+                return self._protocol("ether")
             side = self._side()
             self._next("host")
             mac = self._take("a MAC address")
@@ -295,14 +324,55 @@ class _Parser:
         self.position -= 1
         return self._addressed()
 
+    def _protocol(self, kind: str) -> Filter:
+        word = protocol_word(kind, self._take("a protocol"))
+        if word is None:
+            known = "ip, ip6, arp or its number" if kind == "ether" else "tcp, udp, icmp, icmp6 or its number"
+            raise LibpcapOnlyError(str(self._fault(known)))
+        return Protocols(word)
+
     def _side(self) -> Side:
         if self._next("src"):
             return "src"
         return "dst" if self._next("dst") else ""
 
-    def _addressed(self) -> Filter:
+    def _addressed(self, protocol: str = "") -> Filter:
+        """`src host 10.0.0.5` and the like; what a value has not got before it, the last one's words say."""
         side = self._side()
-        word = self._take("host, net or port") if side else self._take(_WHAT)
+        joined = tuple(self.words[self.position : self.position + 2]) if side else ()
+        if joined in _BOTH_SIDES:
+            self.position += 2
+        word = self._take(_WHAT if not side else "host, net or port")
+        if word in _KINDS:
+            self._last = protocol, "" if joined in _EITHER_SIDE else side, word
+        elif self._is_value(word):
+            self.position -= 1
+            if side:
+                self._last = protocol, "" if joined in _EITHER_SIDE else side, self._last[2]
+        else:
+            raise self._unknown(word, "host, net or port" if side else _WHAT)
+        protocol, side, kind = self._last
+        found: Filter = self._value(kind, side)
+        if joined in _BOTH_SIDES and joined not in _EITHER_SIDE and isinstance(found, Host | Port):
+            found = And(found, replace(found, side="dst" if side == "src" else "src"))
+        return And(Protocols(protocol), found) if protocol else found
+
+    def _is_value(self, word: str) -> bool:
+        """Whether this can stand by itself: an address anywhere, a number or a port's name behind another port."""
+        try:
+            ipaddress.ip_network(word)
+        except ValueError:
+            is_port = _PORT_RANGE.fullmatch(word) or port_named(word) is not None
+            return bool(is_port) and self._last[2] in ("port", "portrange")
+        return bool(re.search(r"[.:]", word))
+
+    def _unknown(self, word: str, expected: str) -> FilterError:
+        hint = instead_of(word)
+        if hint:
+            return LibpcapOnlyError(f"filter: {word!r} is one of libpcap's words that are not read here: {hint}")
+        return self._fault(expected)
+
+    def _value(self, word: str, side: Side) -> Host | Port:
         if word == "host":
             text = self._take("an IP address")
             try:
@@ -312,16 +382,15 @@ class _Parser:
         if word == "net":
             text = self._take("a network")
             try:
-                return Host(ipaddress.ip_network(text), side)
+                return Host(short_network(text, self._take("a netmask") if self._next("mask") else None), side)
             except ValueError as error:
                 raise self._fault(f"a network such as 10.0.0.0/8 ({error})") from None
-        if word in ("port", "portrange"):
-            found = _PORT_RANGE.fullmatch(self._take("a port"))
-            first, last = (int(found[1]), int(found[2] or found[1])) if found else (-1, -1)
-            if not 0 <= first <= last <= 65_535:
-                raise self._fault("a port such as 443, or a range of them such as 8000-8999")
-            return Port(first, last, side)
-        raise self._fault("host, net or port" if side else _WHAT)
+        text = self._take("a port")
+        found = _PORT_RANGE.fullmatch(text)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (port_named(text) or -1,) * 2
+        if not 0 <= first <= last <= 65_535:
+            raise self._fault("a port such as 443, or a range of them such as 8000-8999")
+        return Port(first, last, side)
 
     def _flow(self) -> Filter:
         word = self._take("a flow's number, or its protocol and two ends")
@@ -343,106 +412,3 @@ class _Parser:
             if port <= 65_535:
                 return address.packed, port
         raise self._fault(expected)
-
-
-# -- matching --------------------------------------------------------------------------------------------------------
-
-
-def uses_names(term: Filter | None) -> bool:
-    """Whether a filter says `name` anywhere: then somebody has to learn what names stand for."""
-    if isinstance(term, And | Or):
-        return uses_names(term.left) or uses_names(term.right)
-    return uses_names(term.term) if isinstance(term, Not) else isinstance(term, Name)
-
-
-def frame_matcher(term: Filter, known: Known | None = None) -> Callable[[bytes], bool]:
-    """What says of a frame whether it is meant. Raises FilterError as `fields_matcher` does."""
-    matches = fields_matcher(term, known)
-    return lambda frame: matches(read_fields(frame))
-
-
-def fields_matcher(term: Filter, known: Known | None = None) -> Matcher:
-    """The same of a frame's fields. A numbered flow is looked up now, names each time.
-
-    Raises FilterError for a flow that `known` does not know, and for flow numbers and names without a `known`.
-    """
-    if isinstance(term, And):
-        left, right = fields_matcher(term.left, known), fields_matcher(term.right, known)
-        return lambda fields: left(fields) and right(fields)
-    if isinstance(term, Or):
-        left, right = fields_matcher(term.left, known), fields_matcher(term.right, known)
-        return lambda fields: left(fields) or right(fields)
-    if isinstance(term, Not):
-        inner = fields_matcher(term.term, known)
-        return lambda fields: not inner(fields)
-    if isinstance(term, Protocols):
-        return _protocol_matcher(term)
-    if isinstance(term, Host):
-        return _host_matcher(term)
-    if isinstance(term, Port):
-        return _port_matcher(term)
-    if isinstance(term, EtherHost):
-        mac, side = term.mac, term.side
-        return lambda fields: (
-            (side != "dst" and fields.mac_source == mac) or (side != "src" and fields.mac_destination == mac)
-        )
-    if isinstance(term, Flow):
-        return _flow_matcher(term.ends)
-    if known is None:
-        raise FilterError(f"filter {str(term)!r}: only a running gateway knows flow numbers and names")
-    if isinstance(term, Name):
-        name, addresses = term.name, known.addresses
-
-        def is_named(fields: Fields) -> bool:
-            current = addresses(name)
-            return fields.destination in current or fields.source in current
-
-        return is_named
-    ends = known.flow(term.number)
-    if ends is None:
-        raise FilterError(f"filter 'flow {term.number}': expected the number of a flow that is open")
-    return _flow_matcher(ends)
-
-
-def _protocol_matcher(term: Protocols) -> Matcher:
-    ethertype = _ETHERTYPES.get(term.word)
-    if ethertype is not None:
-        return lambda fields: fields.ethertype == ethertype
-    number = PROTOCOLS[term.word]
-    return lambda fields: fields.protocol == number
-
-
-def _host_matcher(term: Host) -> Matcher:
-    network, side = term.network, term.side
-    size = network.max_prefixlen // 8
-    shift = network.max_prefixlen - network.prefixlen
-    wanted = int(network.network_address) >> shift
-
-    def inside(address: bytes) -> bool:
-        return len(address) == size and int.from_bytes(address, "big") >> shift == wanted
-
-    return lambda fields: (side != "dst" and inside(fields.source)) or (side != "src" and inside(fields.destination))
-
-
-def _port_matcher(term: Port) -> Matcher:
-    first, last, side = term.first, term.last, term.side
-    return lambda fields: (
-        (side != "dst" and first <= fields.source_port <= last)
-        or (side != "src" and first <= fields.destination_port <= last)
-    )
-
-
-def _flow_matcher(ends: FlowEnds) -> Matcher:
-    protocol, (guest, guest_port), (other, other_port) = ends
-    if protocol not in (frame_fields.TCP, frame_fields.UDP):
-        # An echo flow's numbers are identifiers, which are no ports: its addresses say enough.
-        return lambda fields: (
-            fields.protocol == protocol
-            and (
-                (fields.source == guest and fields.destination == other)
-                or (fields.source == other and fields.destination == guest)
-            )
-        )
-    there = guest, other, guest_port, other_port
-    back = other, guest, other_port, guest_port
-    return lambda fields: fields.protocol == protocol and fields[4:8] in (there, back)

@@ -85,6 +85,16 @@ class FrameReader:
         self._start = position
         return frames
 
+    @property
+    def holds_frame(self) -> bool:
+        """Whether `take` has more to give, or an error to raise."""
+        width = self._framing.prefix.size
+        here = self._end - self._start - width
+        if here < 0:
+            return False
+        (length,) = self._framing.prefix.unpack_from(self._view, self._start)
+        return bool(length <= here or length > self._framing.longest)
+
     def check_end(self) -> None:
         """The stream has ended: raises LinkError unless it ended between two frames."""
         width = self._framing.prefix.size

@@ -42,6 +42,8 @@ class LinkCapabilities:
     segment_offload: int = 0
     """Above 0, TCP segments of the gateway's go with partial checksums, and may hold this many bytes of text: the
     guest's side cuts them. The IPv4 header has no options then. 0: frames go as they are to arrive."""
+    batch_calls: bool = False
+    """Many frames go with one system call, under load."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,24 @@ class Link(ABC):
 
         Raises LinkClosed when the guest's side is gone for good, LinkError when what it sends cannot be understood.
         """
+
+    @property
+    def descriptor(self) -> int:
+        """What becomes readable when `receive_now` may have something; -1 for nothing."""
+        return -1
+
+    @property
+    def holds_frames(self) -> bool:
+        """Whether `receive_now` has frames of which `descriptor` does not tell, because they were read with others."""
+        return False
+
+    def receive_now(self, _limit: int = BATCH) -> list[bytes]:
+        """At most so many frames that are there already, without waiting: the plain case of `receive_batch`.
+
+        None while only `receive_batch` can say what comes next. Never raises: what it finds to be the link's end, that
+        one tells.
+        """
+        return []
 
     @abstractmethod
     def send_batch(self, frames: Sequence[bytes]) -> None:

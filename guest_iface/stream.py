@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from guest_iface.framing import BIG_ENDIAN_32, LITTLE_ENDIAN_16, FrameReader, Framing
-from guest_iface.link import BATCH, LinkCapabilities, LinkClosed, LinkError
+from guest_iface.link import LinkCapabilities, LinkClosed, LinkError
 from guest_iface.transmit import TOO_LONG, TOO_SHORT, QueuedLink
 
 STREAM_QUEUE_FRAMES: Final = 65_536
@@ -80,9 +80,14 @@ class StreamLink(QueuedLink):
             raise LinkError(f"fd {fd}: not a stream socket (type {kind!r})")
         return cls.from_socket(sock, f"fd {fd}", framing=framing, mtu=mtu)
 
-    def _receive_now(self) -> list[bytes]:
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return self._reader.holds_frame
+
+    def _receive(self, limit: int) -> list[bytes]:
         reader = self._reader
-        frames = reader.take(BATCH)
+        frames = reader.take(limit)
         while not frames:
             try:
                 count = os.readv(self._read_fd, [reader.room()])
@@ -94,7 +99,7 @@ class StreamLink(QueuedLink):
                 reader.check_end()
                 raise LinkClosed(f"{self.name}: the guest has closed the connection")
             reader.filled(count)
-            frames = reader.take(BATCH)
+            frames = reader.take(limit)
         self.counters.rx_frames += len(frames)
         self.counters.rx_bytes += sum(map(len, frames))
         return frames

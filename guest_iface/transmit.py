@@ -17,7 +17,16 @@ from typing import Final
 import trio
 
 from guest_iface.batch_calls import LARGE_FRAME, MIN_BATCH, BatchCalls
-from guest_iface.link import BATCH, MAX_FRAME, MIN_FRAME, Link, LinkCapabilities, LinkClosed, LinkCounters
+from guest_iface.link import (
+    BATCH,
+    MAX_FRAME,
+    MIN_FRAME,
+    Link,
+    LinkCapabilities,
+    LinkClosed,
+    LinkCounters,
+    LinkError,
+)
 
 QUEUE_FRAMES: Final = 4096
 """Frames the transmit queue holds before it drops."""
@@ -65,6 +74,8 @@ class QueuedLink(Link):
         self._attached = True
         self._closed = False
         self._failure = ""
+        self._error: LinkError | None = None
+        """What `receive_now` found, and `receive_batch` is to tell."""
         self._owes_checkpoint = False
         self._ran_dry = False
         """The last read has taken the one frame there was: the next is to be waited for, and a read would be in vain.
@@ -75,8 +86,8 @@ class QueuedLink(Link):
     # What a subclass provides.
 
     @abstractmethod
-    def _receive_now(self) -> list[bytes]:
-        """At most BATCH frames that are there already, checked and counted; none if there are none.
+    def _receive(self, limit: int) -> list[bytes]:
+        """At most `limit` frames that are there already, checked and counted; none if there are none.
 
         Raises LinkError when nothing will come any more.
         """
@@ -107,7 +118,9 @@ class QueuedLink(Link):
             await trio.lowlevel.checkpoint()
         waited = False
         while not self._closed:
-            if not self._ran_dry and (frames := self._receive_now()):
+            if self._error is not None:
+                raise self._error
+            if not self._ran_dry and (frames := self._receive(BATCH)):
                 self._owes_checkpoint = not (waited or self._ran_dry)
                 return frames
             if self._failure:
@@ -120,6 +133,25 @@ class QueuedLink(Link):
                 # Woken on purpose: the link was closed, the write side failed, or the guest was found gone.
                 continue
         raise LinkClosed(f"{self.name}: the link was closed")
+
+    @property
+    def descriptor(self) -> int:
+        """See Link."""
+        return self._read_fd
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        """See Link."""
+        if self._closed or self._error is not None:
+            return []
+        try:
+            frames = self._receive(limit)
+        except LinkError as error:
+            self._error = error
+            self._look_again()
+            return []
+        # Whoever polls comes back as long as the descriptor says so.
+        self._ran_dry = not self.holds_frames
+        return frames
 
     def _fail(self, reason: str) -> None:
         """The guest was found gone: once what it left has been read, `receive_batch` raises LinkClosed."""
@@ -243,13 +275,13 @@ class PacketLink(QueuedLink):
     _limit: int = BATCH
     """Frames of the next batch: fewer after large ones, so that the guest goes on while we are busy with them."""
 
-    def _receive_now(self) -> list[bytes]:
-        if self._many and self._batch_calls is not None:
+    def _receive(self, limit: int) -> list[bytes]:
+        if self._many and limit == BATCH and self._batch_calls is not None:
             return self._receive_many(self._batch_calls)
         frames: list[bytes] = []
         read, append = self._read, frames.append
         try:
-            for _ in range(self._limit):
+            for _ in range(min(limit, self._limit)):
                 # One byte more than allowed, so that a datagram that was cut short shows. Measured at 1514 bytes: a
                 # plain read into a fresh object costs 1.3 us, into a reused buffer and copied out 1.55 us (see
                 # heap.py).

@@ -49,17 +49,31 @@ class UnixgramLink(PacketLink):
     Only a link made of an already connected descriptor ends with its guest.
     """
 
-    def __init__(self, sock: socket.socket, name: str, *, mtu: int = 1500, bound: BoundPath | None = None) -> None:
-        """Use a non-blocking unix datagram socket, connected or not. `mtu` in bytes, 68..65535."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        name: str,
+        *,
+        mtu: int = 1500,
+        bound: BoundPath | None = None,
+        batch_calls: bool = True,
+    ) -> None:
+        """Use a non-blocking unix datagram socket, connected or not. `mtu` in bytes, 68..65535. Without `batch_calls`
+        each frame has a system call of its own, as where the platform has no others.
+        """
         self._sock = sock
         self._bound = bound
         self.buffers, guest_buffer = _enlarge_buffers(sock)
-        # The kernel looks whether there is room at all before it takes a datagram, not whether it is enough.
-        capabilities = LinkCapabilities(mtu=mtu, queue_frames=guest_buffer // _charge(MIN_FRAME + mtu) + 1)
+        self._batch_calls = BatchCalls(sock.fileno()) if batch_calls and available() else None
+        capabilities = LinkCapabilities(
+            mtu=mtu,
+            # The kernel looks whether there is room at all before it takes a datagram, not whether it is enough.
+            queue_frames=guest_buffer // _charge(MIN_FRAME + mtu) + 1,
+            batch_calls=self._batch_calls is not None,
+        )
         super().__init__(name, capabilities, read_fd=sock.fileno(), write_fd=sock.fileno())
         self._read = sock.recv
         self._write = sock.send
-        self._batch_calls = BatchCalls(sock.fileno()) if available() else None
         self._probe = PeerProbe()
         self._peer: str | bytes | None = None
         self._pidfd = -1
@@ -76,13 +90,13 @@ class UnixgramLink(PacketLink):
             self._ask_for_credentials(wanted=True)
 
     @classmethod
-    def bind(cls, path: str | os.PathLike[str], *, mtu: int = 1500) -> Self:
+    def bind(cls, path: str | os.PathLike[str], *, mtu: int = 1500, batch_calls: bool = True) -> Self:
         """Bind `path` (mode 0600) and wait for a guest there. Raises LinkError when the path is taken or unusable."""
         sock, bound = bind_unix(os.fspath(path), socket.SOCK_DGRAM)
-        return cls(sock, f"unixgram://{bound.path}", mtu=mtu, bound=bound)
+        return cls(sock, f"unixgram://{bound.path}", mtu=mtu, bound=bound, batch_calls=batch_calls)
 
     @classmethod
-    def from_fd(cls, fd: int, *, mtu: int = 1500) -> Self:
+    def from_fd(cls, fd: int, *, mtu: int = 1500, batch_calls: bool = True) -> Self:
         """Take over an inherited unix datagram socket, such as one end of a socket pair. Raises LinkError if it is no
         such thing.
         """
@@ -95,7 +109,7 @@ class UnixgramLink(PacketLink):
             sock.detach()
             raise LinkError(f"fd {fd}: not a unix datagram socket (family {family!r}, type {kind!r})")
         sock.setblocking(False)
-        return cls(sock, f"fd {fd}", mtu=mtu)
+        return cls(sock, f"fd {fd}", mtu=mtu, batch_calls=batch_calls)
 
     buffers: tuple[int, int]
     """SO_SNDBUF and SO_RCVBUF as granted, bytes; the kernel counts its own overhead in them."""
@@ -107,23 +121,28 @@ class UnixgramLink(PacketLink):
 
     # The guest's arrival.
 
-    def _receive_now(self) -> list[bytes]:
+    @property
+    def holds_frames(self) -> bool:
+        """See Link."""
+        return bool(self._leftover)
+
+    def _receive(self, limit: int) -> list[bytes]:
         if self._leftover:
-            frames, self._leftover = self._leftover[:BATCH], self._leftover[BATCH:]
+            frames, self._leftover = self._leftover[:limit], self._leftover[limit:]
             return frames
-        return self._read_socket()
+        return self._read_socket(limit)
 
-    def _read_socket(self) -> list[bytes]:
-        return super()._receive_now() if self._settled else self._receive_addressed()
+    def _read_socket(self, limit: int) -> list[bytes]:
+        return super()._receive(limit) if self._settled else self._receive_addressed(limit)
 
-    def _receive_addressed(self) -> list[bytes]:
+    def _receive_addressed(self, limit: int) -> list[bytes]:
         """While there is no guest, and until what had been queued before we connected to it is read: look at each
         sender.
         """
         frames: list[bytes] = []
         space = socket.CMSG_SPACE(_CREDENTIALS.size)
         try:
-            for _ in range(BATCH):
+            for _ in range(limit):
                 datagram, ancillary, _, sender = self._sock.recvmsg(MAX_FRAME + 1, space)
                 if self._peer is None:
                     if not self._adopt(sender, ancillary):
@@ -188,7 +207,7 @@ class UnixgramLink(PacketLink):
             os.close(self._pidfd)
             self._pidfd = -1
         if keep_what_it_sent:
-            while len(self._leftover) < _LEFTOVER_FRAMES and (frames := self._read_socket()):
+            while len(self._leftover) < _LEFTOVER_FRAMES and (frames := self._read_socket(BATCH)):
                 self._leftover += frames
         if self._single_guest:
             self._fail("the guest has gone")

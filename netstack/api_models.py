@@ -175,14 +175,36 @@ class Link(_Model):
     port: int
     name: str
     mtu: int
+    """DHCP tells guests of it."""
     largest_frame: int
+    """What a guest may send, bytes: more than the MTU where it may leave segmentation to us."""
     queue_frames: int
     segment_offload: int
+    """Bytes of text that a TCP frame to the guest may hold, with a partial checksum; 0: it gets ordinary frames."""
+    segment: int
+    """The largest TCP segment that guests are offered, bytes (MSS)."""
+    window: int
+    """The largest TCP window, bytes. It follows from the smallest queue of all links, unless `--tcp-window` says it."""
+    verified_checksums: bool
+    """Whether the guests' checksums are looked at."""
+    batch_calls: bool
+    """Whether many frames go with one system call, under load."""
     guests: int
     """How many have come to it so far."""
     backlog: int
     macs: list[str]
     counters: LinkCounts
+
+
+class BusyPoll(_Model):
+    """What waiting awake for the next frame comes to."""
+
+    limit_us: float
+    """Microseconds at most; 0 is off."""
+    patience_us: float
+    """Microseconds at present: 0 while what comes next does not come soon."""
+    batches: int
+    """Batches of frames or host data that nobody had to be woken for."""
 
 
 class Counters(_Model):
@@ -206,6 +228,7 @@ class Counters(_Model):
     """Frames, packets and flows that went no further, by reason."""
     refused: dict[str, int]
     """What the policy refused, by reason."""
+    busy_poll: BusyPoll
 
 
 class ForwardSpec(_Model):

@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         path = error.ctx.command_path if error.ctx else "netstack"
         _fail(f"{error.format_message()} ({path} --help lists what there is)", 2, error.ctx)
     except click.ClickException as error:
-        _fail(error.format_message(), 1)
+        _fail(error.format_message(), error.exit_code)
     except ConfigError as error:
         _fail(str(error), 2)
     except RunFailed as error:

@@ -203,6 +203,24 @@ def leases(ctx: click.Context, /, *, as_json: bool) -> int:
     return _run(ctx, work)
 
 
+@ctl.command()
+@_json_option
+@click.pass_context
+def links(ctx: click.Context, /, *, as_json: bool) -> int:
+    """List the guests' links: what each can do and is used for, and what it has carried."""
+
+    def work(client: Client) -> None:
+        found = client.links()
+        if as_json:
+            _print_json(found)
+        else:
+            from netstack.ctl_report import show_links
+
+            show_links(found)
+
+    return _run(ctx, work)
+
+
 @ctl.group(invoke_without_command=True)
 @_json_option
 @click.pass_context
@@ -361,7 +379,7 @@ def events(ctx: click.Context, /, *, kinds: Sequence[str]) -> int:
 @_json_option
 @click.pass_context
 def stats(ctx: click.Context, /, *, as_gvproxy: bool, as_json: bool) -> int:
-    """Show counters."""
+    """Show counters, and what each link can do: MTU, offload, checksums, batch calls, queue and window."""
 
     def work(client: Client) -> None:
         if as_gvproxy:
@@ -373,7 +391,7 @@ def stats(ctx: click.Context, /, *, as_gvproxy: bool, as_json: bool) -> int:
         else:
             from netstack.ctl_report import show_counters
 
-            show_counters(counters)
+            show_counters(counters, client.links())
 
     return _run(ctx, work)
 

@@ -50,7 +50,8 @@ def explain(
     """Say why a flow was refused or slow, from a capture (pcap, pcapng) or from a running gateway.
 
     FLOW is a number of the list, an address, a port, ADDRESS:PORT or a name; without it all flows are listed.
-    SOCKET is the API of a running gateway. The exit status is 1 if something is wrong with the flow that is asked for.
+    SOCKET is the API of a running gateway. The exit status is 1 if something is wrong with the flow that is asked for,
+    2 if that cannot be said: the source cannot be read, has no such flow, or ends in the middle.
     """
     from netstack.debug.live_api import LiveApi, SourceError, is_api
 
@@ -69,7 +70,13 @@ def explain(
             source, flow, as_json=as_json, problems=problems, diagram=diagram, plot=plot, allow_net=allow_net
         )
     except SourceError as error:
-        raise click.ClickException(str(error)) from error
+        raise _Unsaid(str(error)) from error
+
+
+class _Unsaid(click.ClickException):
+    """What was asked cannot be answered: another status than that of an answer."""
+
+    exit_code = 2
 
 
 def _explain_capture(
@@ -131,9 +138,7 @@ def _show(
     from netstack.debug import explain_text
 
     if flow is not None and not chosen:
-        raise click.ClickException(
-            f"no flow {flow!r}: there are {len(everything)}, which the command lists without FLOW"
-        )
+        raise _Unsaid(f"no flow {flow!r}: there are {len(everything)}, which the command lists without FLOW")
     if problems:
         chosen = [report for report in chosen if not report.cause.fine]
     if as_json:
@@ -166,7 +171,7 @@ def _draw(analysis: Analysis, chosen: list[int], flow: str | None, diagram: str 
         if plot is not None:
             plots.draw_plot(seen, plot)
     except plots.PlotError as error:
-        raise click.ClickException(str(error)) from error
+        raise _Unsaid(str(error)) from error
 
 
 @click.command()
@@ -184,7 +189,9 @@ def trace(*, source: str, words: tuple[str, ...], token_file: Path | None, **opt
     """Show packets, a line each, with our verdicts and what refers to what: of a capture, live from a gateway's SOCKET,
     or from standard input (pcap or pcapng), as in: tcpdump -w - | netstack trace -
 
-    FILTER is in tcpdump's words: host 10.0.0.5 and tcp port 443, not arp, src net 10.0.0.0/8, name pypi.org.
+    FILTER is in tcpdump's words: host 10.0.0.5 and tcp port 443, not arp, tcp[tcpflags] & tcp-syn != 0. It is read
+    here, not by libpcap, which knows no names (name pypi.org): `and` binds closer than `or`, and of the bytes of
+    headers only TCP's flags can be compared. docs/captures.md has all words.
     """
     from netstack.debug.capture_source import frames
     from netstack.debug.live_api import SourceError

@@ -120,7 +120,29 @@ NETWORK_OPTIONS: Final = (
     click.option(
         "--offload",
         type=click.Choice(("on", "off")),
-        help="Whether a TAP's kernel does checksums and segmentation, if it can.  [default: on]",
+        help="Whether guests may leave segmentation to us: a TAP's kernel if it can, others by frames beyond the MTU."
+        "  [default: on]",
+    ),
+    click.option(
+        "--verify-checksums",
+        type=click.Choice(("auto", "on", "off")),
+        help="Whether guests' checksums are looked at. Auto: where the link can damage bytes.  [default: auto]",
+    ),
+    click.option(
+        "--batch-calls",
+        type=click.Choice(("on", "off")),
+        help="Whether many frames go with one system call, where there are such.  [default: on]",
+    ),
+    click.option(
+        "--busy-poll",
+        type=float,
+        metavar="MICROSECONDS",
+        help="How long the next frame is waited for awake at most, where it comes soon; 0 is off.  [default: 200]",
+    ),
+    click.option(
+        "--tcp-window",
+        metavar="BYTES",
+        help="Bytes (K, M) on their way in a TCP connection, each way.  [default: what the link's queue holds]",
     ),
     click.option("--metadata-access", is_flag=True, help="Let the guest reach 169.254.0.0/16 (cloud metadata)."),
 )
@@ -349,6 +371,7 @@ def configuration(
     forwards: Sequence[str] = (),
     api_token_file: Path | None = None,
     offload: str | None = None,
+    batch_calls: str | None = None,
     log_format: str | None = None,
     capture_filter: str | None = None,
     capture_snaplen: int | None = None,
@@ -373,6 +396,7 @@ def configuration(
         forwards=tuple(ForwardSpec(*parse_forward_option(text, "--forward")) for text in forwards) or None,
         api_token=None if api_token_file is None else read_token(api_token_file, "--api-token-file"),
         offload=None if offload is None else offload == "on",
+        batch_calls=None if batch_calls is None else batch_calls == "on",
         log_format="json" if log_format == "json" else None,
         capture_options=_capture_options(capture_filter, capture_snaplen, capture_size, capture_count),
         shaping=_shaping(shape_tx, shape_rx, shape_burst),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from netstack.client_requests import Answer, Request, Requests
@@ -20,19 +21,7 @@ from netstack.network_spec import NetworkSpec
 if TYPE_CHECKING:
     import httpx
 
-    from netstack.api_models import (
-        Counters,
-        Flow,
-        Flows,
-        ForwardSpec,
-        Info,
-        Lease,
-        Link,
-        Neighbour,
-        Policy,
-        Question,
-        Zone,
-    )
+    from netstack import api_models as models
 
 TIMEOUT: Final = 15.0
 """Seconds for an answer; streams have no end, and wait as long as it takes."""
@@ -118,13 +107,25 @@ def _given(query: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in query.items() if value}
 
 
-def _event(lines: list[str]) -> dict[str, Any] | None:
-    """The object in one server-sent event; None for a comment."""
-    data = "".join(line.removeprefix("data:").strip() for line in lines if line.startswith("data:"))
-    if not data:
-        return None
-    event: dict[str, Any] = json.loads(data)
-    return event
+def _capture_query(filter_text: str, snaplen: int | None) -> dict[str, str]:
+    return {"filter": filter_text, "snaplen": "" if snaplen is None else str(snaplen)}
+
+
+class _EventReader:
+    """Server-sent events, out of the lines of a stream."""
+
+    def __init__(self) -> None:
+        self._data = ""
+
+    def read(self, line: str) -> dict[str, Any] | None:
+        """The object of the event that a line ends, which an empty one does; None for the others, and for comments."""
+        if line:
+            if line.startswith("data:"):
+                self._data += line.removeprefix("data:").strip()
+            return None
+        data, self._data = self._data, ""
+        event: dict[str, Any] | None = json.loads(data) if data else None
+        return event
 
 
 class Client(_Endpoint):
@@ -166,17 +167,34 @@ class Client(_Endpoint):
             raise self._unreachable(error) from error
         return self._read(request, response)
 
-    def info(self) -> Info:
+    @contextmanager
+    def _stream(self, path: str, query: dict[str, str]) -> Iterator[httpx.Response]:
+        """An answer without an end. The block ends, too, where the gateway does in the middle of it."""
+        client = self._client()
+        import httpx
+
+        try:
+            with client.stream("GET", path, params=_given(query), timeout=None) as response:
+                if response.is_error:
+                    raise self._refusal(response.status_code, response.read().decode(errors="replace"))
+                try:
+                    yield response
+                except httpx.RemoteProtocolError:
+                    return
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def info(self) -> models.Info:
         """What is running."""
         return self._ask(Requests.info())
 
     def flows(
         self, state: str = "all", *, protocol: str = "", guest: str = "", name: str = "", limit: int = 1000
-    ) -> Flows:
+    ) -> models.Flows:
         """Flows, the open ones first; `state` is open, closed, refused or all."""
         return self._ask(Requests.flows(state, protocol, guest, name, limit))
 
-    def flow(self, number: int) -> Flow:
+    def flow(self, number: int) -> models.Flow:
         """One flow."""
         return self._ask(Requests.flow(number))
 
@@ -184,39 +202,39 @@ class Client(_Endpoint):
         """End an open flow."""
         self._ask(Requests.end_flow(number))
 
-    def questions(self, *, name: str = "", guest: str = "", limit: int = 1000) -> list[Question]:
+    def questions(self, *, name: str = "", guest: str = "", limit: int = 1000) -> list[models.Question]:
         """DNS questions, the latest first."""
         return self._ask(Requests.questions(name, guest, limit))
 
-    def policy(self) -> Policy:
+    def policy(self) -> models.Policy:
         """The policy in force."""
         return self._ask(Requests.policy())
 
-    def replace_policy(self, spec: NetworkSpec) -> Policy:
+    def replace_policy(self, spec: NetworkSpec) -> models.Policy:
         """Put another in force, whole."""
         return self._ask(Requests.replace_policy(spec))
 
-    def kill(self) -> Policy:
+    def kill(self) -> models.Policy:
         """The kill switch."""
         return self._ask(Requests.kill())
 
-    def lift(self) -> Policy:
+    def lift(self) -> models.Policy:
         """End it."""
         return self._ask(Requests.lift())
 
-    def leases(self) -> list[Lease]:
+    def leases(self) -> list[models.Lease]:
         """DHCP leases."""
         return self._ask(Requests.leases())
 
-    def neighbours(self) -> list[Neighbour]:
+    def neighbours(self) -> list[models.Neighbour]:
         """Addresses and the MACs they were seen at."""
         return self._ask(Requests.neighbours())
 
-    def links(self) -> list[Link]:
+    def links(self) -> list[models.Link]:
         """The guests' links."""
         return self._ask(Requests.links())
 
-    def counters(self) -> Counters:
+    def counters(self) -> models.Counters:
         """Totals since the start."""
         return self._ask(Requests.counters())
 
@@ -224,11 +242,11 @@ class Client(_Endpoint):
         """gvproxy's `/stats`."""
         return self._ask(Requests.statistics())
 
-    def zones(self) -> list[Zone]:
+    def zones(self) -> list[models.Zone]:
         """The local DNS zones."""
         return self._ask(Requests.zones())
 
-    def put_zone(self, name: str, addresses: dict[str, str], default_ip: str = "") -> Zone:
+    def put_zone(self, name: str, addresses: dict[str, str], default_ip: str = "") -> models.Zone:
         """Put a zone in place, whole: names left of it and their addresses."""
         return self._ask(Requests.put_zone(name, addresses, default_ip))
 
@@ -236,11 +254,11 @@ class Client(_Endpoint):
         """Forget one."""
         self._ask(Requests.remove_zone(name))
 
-    def forwards(self) -> list[ForwardSpec]:
+    def forwards(self) -> list[models.ForwardSpec]:
         """Port forwards."""
         return self._ask(Requests.forwards())
 
-    def expose(self, local: str, remote: str, protocol: str = "tcp") -> ForwardSpec:
+    def expose(self, local: str, remote: str, protocol: str = "tcp") -> models.ForwardSpec:
         """Add one; what was made, with the port that was chosen for 0."""
         return self._ask(Requests.expose(local, remote, protocol))
 
@@ -262,41 +280,17 @@ class Client(_Endpoint):
 
     def events(self, *kinds: str) -> Iterator[dict[str, Any]]:
         """What happens from now on, of these kinds or all, until the gateway ends."""
-        client = self._client()
-        import httpx
-
-        try:
-            with client.stream("GET", "/v1/events", params={"kinds": ",".join(kinds)}, timeout=None) as response:
-                if response.is_error:
-                    raise self._refusal(response.status_code, response.read().decode(errors="replace"))
-                lines: list[str] = []
-                for line in response.iter_lines():
-                    if line:
-                        lines.append(line)
-                        continue
-                    event, lines = _event(lines), []
-                    if event is not None:
-                        yield event
-        except httpx.RemoteProtocolError:
-            return  # the gateway has ended in the middle of it
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        reader = _EventReader()
+        with self._stream("/v1/events", {"kinds": ",".join(kinds)}) as response:
+            for line in response.iter_lines():
+                event = reader.read(line)
+                if event is not None:
+                    yield event
 
     def read_capture(self, *, filter_text: str = "", snaplen: int | None = None) -> Iterator[bytes]:
         """Frames from now on, as the pieces of a pcapng file, until the gateway ends."""
-        client = self._client()
-        import httpx
-
-        query = {"filter": filter_text, "snaplen": "" if snaplen is None else str(snaplen)}
-        try:
-            with client.stream("GET", "/v1/capture/stream", params=_given(query), timeout=None) as response:
-                if response.is_error:
-                    raise self._refusal(response.status_code, response.read().decode(errors="replace"))
-                yield from response.iter_raw()
-        except httpx.RemoteProtocolError:
-            return  # as in `events`
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        with self._stream("/v1/capture/stream", _capture_query(filter_text, snaplen)) as response:
+            yield from response.iter_raw()
 
 
 class AsyncClient(_Endpoint):
@@ -338,17 +332,34 @@ class AsyncClient(_Endpoint):
             raise self._unreachable(error) from error
         return self._read(request, response)
 
-    async def info(self) -> Info:
+    @asynccontextmanager
+    async def _stream(self, path: str, query: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        """An answer without an end. The block ends, too, where the gateway does in the middle of it."""
+        client = self._client()
+        import httpx
+
+        try:
+            async with client.stream("GET", path, params=_given(query), timeout=None) as response:
+                if response.is_error:
+                    raise self._refusal(response.status_code, (await response.aread()).decode(errors="replace"))
+                try:
+                    yield response
+                except httpx.RemoteProtocolError:
+                    return
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    async def info(self) -> models.Info:
         """What is running."""
         return await self._ask(Requests.info())
 
     async def flows(
         self, state: str = "all", *, protocol: str = "", guest: str = "", name: str = "", limit: int = 1000
-    ) -> Flows:
+    ) -> models.Flows:
         """Flows, the open ones first; `state` is open, closed, refused or all."""
         return await self._ask(Requests.flows(state, protocol, guest, name, limit))
 
-    async def flow(self, number: int) -> Flow:
+    async def flow(self, number: int) -> models.Flow:
         """One flow."""
         return await self._ask(Requests.flow(number))
 
@@ -356,39 +367,39 @@ class AsyncClient(_Endpoint):
         """End an open flow."""
         await self._ask(Requests.end_flow(number))
 
-    async def questions(self, *, name: str = "", guest: str = "", limit: int = 1000) -> list[Question]:
+    async def questions(self, *, name: str = "", guest: str = "", limit: int = 1000) -> list[models.Question]:
         """DNS questions, the latest first."""
         return await self._ask(Requests.questions(name, guest, limit))
 
-    async def policy(self) -> Policy:
+    async def policy(self) -> models.Policy:
         """The policy in force."""
         return await self._ask(Requests.policy())
 
-    async def replace_policy(self, spec: NetworkSpec) -> Policy:
+    async def replace_policy(self, spec: NetworkSpec) -> models.Policy:
         """Put another in force, whole."""
         return await self._ask(Requests.replace_policy(spec))
 
-    async def kill(self) -> Policy:
+    async def kill(self) -> models.Policy:
         """The kill switch."""
         return await self._ask(Requests.kill())
 
-    async def lift(self) -> Policy:
+    async def lift(self) -> models.Policy:
         """End it."""
         return await self._ask(Requests.lift())
 
-    async def leases(self) -> list[Lease]:
+    async def leases(self) -> list[models.Lease]:
         """DHCP leases."""
         return await self._ask(Requests.leases())
 
-    async def neighbours(self) -> list[Neighbour]:
+    async def neighbours(self) -> list[models.Neighbour]:
         """Addresses and the MACs they were seen at."""
         return await self._ask(Requests.neighbours())
 
-    async def links(self) -> list[Link]:
+    async def links(self) -> list[models.Link]:
         """The guests' links."""
         return await self._ask(Requests.links())
 
-    async def counters(self) -> Counters:
+    async def counters(self) -> models.Counters:
         """Totals since the start."""
         return await self._ask(Requests.counters())
 
@@ -396,11 +407,11 @@ class AsyncClient(_Endpoint):
         """gvproxy's `/stats`."""
         return await self._ask(Requests.statistics())
 
-    async def zones(self) -> list[Zone]:
+    async def zones(self) -> list[models.Zone]:
         """The local DNS zones."""
         return await self._ask(Requests.zones())
 
-    async def put_zone(self, name: str, addresses: dict[str, str], default_ip: str = "") -> Zone:
+    async def put_zone(self, name: str, addresses: dict[str, str], default_ip: str = "") -> models.Zone:
         """Put a zone in place, whole: names left of it and their addresses."""
         return await self._ask(Requests.put_zone(name, addresses, default_ip))
 
@@ -408,11 +419,11 @@ class AsyncClient(_Endpoint):
         """Forget one."""
         await self._ask(Requests.remove_zone(name))
 
-    async def forwards(self) -> list[ForwardSpec]:
+    async def forwards(self) -> list[models.ForwardSpec]:
         """Port forwards."""
         return await self._ask(Requests.forwards())
 
-    async def expose(self, local: str, remote: str, protocol: str = "tcp") -> ForwardSpec:
+    async def expose(self, local: str, remote: str, protocol: str = "tcp") -> models.ForwardSpec:
         """Add one; what was made, with the port that was chosen for 0."""
         return await self._ask(Requests.expose(local, remote, protocol))
 
@@ -434,39 +445,15 @@ class AsyncClient(_Endpoint):
 
     async def events(self, *kinds: str) -> AsyncIterator[dict[str, Any]]:
         """What happens from now on, of these kinds or all, until the gateway ends."""
-        client = self._client()
-        import httpx
-
-        try:
-            async with client.stream("GET", "/v1/events", params={"kinds": ",".join(kinds)}, timeout=None) as response:
-                if response.is_error:
-                    raise self._refusal(response.status_code, (await response.aread()).decode(errors="replace"))
-                lines: list[str] = []
-                async for line in response.aiter_lines():
-                    if line:
-                        lines.append(line)
-                        continue
-                    event, lines = _event(lines), []
-                    if event is not None:
-                        yield event
-        except httpx.RemoteProtocolError:
-            return  # the gateway has ended in the middle of it
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        reader = _EventReader()
+        async with self._stream("/v1/events", {"kinds": ",".join(kinds)}) as response:
+            async for line in response.aiter_lines():
+                event = reader.read(line)
+                if event is not None:
+                    yield event
 
     async def read_capture(self, *, filter_text: str = "", snaplen: int | None = None) -> AsyncIterator[bytes]:
         """Frames from now on, as the pieces of a pcapng file, until the gateway ends."""
-        client = self._client()
-        import httpx
-
-        query = {"filter": filter_text, "snaplen": "" if snaplen is None else str(snaplen)}
-        try:
-            async with client.stream("GET", "/v1/capture/stream", params=_given(query), timeout=None) as response:
-                if response.is_error:
-                    raise self._refusal(response.status_code, (await response.aread()).decode(errors="replace"))
-                async for piece in response.aiter_raw():
-                    yield piece
-        except httpx.RemoteProtocolError:
-            return  # as in `events`
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        async with self._stream("/v1/capture/stream", _capture_query(filter_text, snaplen)) as response:
+            async for piece in response.aiter_raw():
+                yield piece

@@ -8,19 +8,7 @@ from urllib.parse import quote
 from netstack.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
-    from netstack.api_models import (
-        Counters,
-        Flow,
-        Flows,
-        ForwardSpec,
-        Info,
-        Lease,
-        Link,
-        Neighbour,
-        Policy,
-        Question,
-        Zone,
-    )
+    from netstack import api_models as models
 
 Answer = TypeVar("Answer")
 
@@ -39,18 +27,18 @@ class Requests:
     """Every request there is, not sent yet."""
 
     @staticmethod
-    def info() -> Request[Info]:
+    def info() -> Request[models.Info]:
         """What is running."""
         return Request("GET", "/v1/info", "Info")
 
     @staticmethod
-    def flows(state: str, protocol: str, guest: str, name: str, limit: int) -> Request[Flows]:
+    def flows(state: str, protocol: str, guest: str, name: str, limit: int) -> Request[models.Flows]:
         """Flows, open and over."""
         query = {"state": state, "protocol": protocol, "guest": guest, "name": name, "limit": limit}
         return Request("GET", "/v1/flows", "Flows", query)
 
     @staticmethod
-    def flow(number: int) -> Request[Flow]:
+    def flow(number: int) -> Request[models.Flow]:
         """One flow."""
         return Request("GET", f"/v1/flows/{number}", "Flow")
 
@@ -60,17 +48,17 @@ class Requests:
         return Request("DELETE", f"/v1/flows/{number}")
 
     @staticmethod
-    def questions(name: str, guest: str, limit: int) -> Request[list[Question]]:
+    def questions(name: str, guest: str, limit: int) -> Request[list[models.Question]]:
         """DNS questions."""
         return Request("GET", "/v1/dns", "list[Question]", {"name": name, "guest": guest, "limit": limit})
 
     @staticmethod
-    def policy() -> Request[Policy]:
+    def policy() -> Request[models.Policy]:
         """The policy in force."""
         return Request("GET", "/v1/policy", "Policy")
 
     @staticmethod
-    def replace_policy(spec: NetworkSpec) -> Request[Policy]:
+    def replace_policy(spec: NetworkSpec) -> Request[models.Policy]:
         """Another in its place."""
         body = {
             "network": spec.network,
@@ -84,32 +72,32 @@ class Requests:
         return Request("PUT", "/v1/policy", "Policy", body=body)
 
     @staticmethod
-    def kill() -> Request[Policy]:
+    def kill() -> Request[models.Policy]:
         """The kill switch."""
         return Request("POST", "/v1/policy/kill", "Policy")
 
     @staticmethod
-    def lift() -> Request[Policy]:
+    def lift() -> Request[models.Policy]:
         """Its end."""
         return Request("POST", "/v1/policy/lift", "Policy")
 
     @staticmethod
-    def leases() -> Request[list[Lease]]:
+    def leases() -> Request[list[models.Lease]]:
         """DHCP leases."""
         return Request("GET", "/v1/leases", "list[Lease]")
 
     @staticmethod
-    def neighbours() -> Request[list[Neighbour]]:
+    def neighbours() -> Request[list[models.Neighbour]]:
         """Addresses and their MACs."""
         return Request("GET", "/v1/neighbours", "list[Neighbour]")
 
     @staticmethod
-    def links() -> Request[list[Link]]:
+    def links() -> Request[list[models.Link]]:
         """The guests' links."""
         return Request("GET", "/v1/links", "list[Link]")
 
     @staticmethod
-    def counters() -> Request[Counters]:
+    def counters() -> Request[models.Counters]:
         """Totals."""
         return Request("GET", "/v1/counters", "Counters")
 
@@ -119,12 +107,12 @@ class Requests:
         return Request("GET", "/stats", "dict[str, Any]")
 
     @staticmethod
-    def zones() -> Request[list[Zone]]:
+    def zones() -> Request[list[models.Zone]]:
         """Local DNS zones."""
         return Request("GET", "/v1/zones", "list[Zone]")
 
     @staticmethod
-    def put_zone(name: str, addresses: dict[str, str], default_ip: str) -> Request[Zone]:
+    def put_zone(name: str, addresses: dict[str, str], default_ip: str) -> Request[models.Zone]:
         """One in place, whole."""
         records = [{"name": record, "ip": address} for record, address in addresses.items()]
         body = {"records": records, "default_ip": default_ip}
@@ -136,12 +124,12 @@ class Requests:
         return Request("DELETE", f"/v1/zones/{quote(name, safe='')}")
 
     @staticmethod
-    def forwards() -> Request[list[ForwardSpec]]:
+    def forwards() -> Request[list[models.ForwardSpec]]:
         """Port forwards."""
         return Request("GET", "/v1/forwards", "list[ForwardSpec]")
 
     @staticmethod
-    def expose(local: str, remote: str, protocol: str) -> Request[ForwardSpec]:
+    def expose(local: str, remote: str, protocol: str) -> Request[models.ForwardSpec]:
         """One more."""
         body = {"local": local, "remote": remote, "protocol": protocol}
         return Request("POST", "/v1/forwards", "ForwardSpec", body=body)

@@ -54,6 +54,11 @@ def _truth(value: object) -> object:
     return value
 
 
+def _choice(value: object) -> object:
+    """What YAML reads as a truth, as the word it was."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 def _one_or_more(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
@@ -85,6 +90,8 @@ Ipv4 = Annotated[str, _as_expected(values.parse_ipv4)]
 Mac = Annotated[str, _as_expected(values.parse_mac)]
 Seconds = Annotated[float, _as_expected(values.parse_seconds)]
 Bytes = Annotated[int | str, _as_expected(values.parse_size)]
+Microseconds = Annotated[float, _as_expected(values.parse_busy_poll)]
+Window = Annotated[int | str, _as_expected(values.parse_window)]
 
 
 class _OrOneAlone:
@@ -345,7 +352,23 @@ class Document(_Section):
         default=None, description="What guests may reach; `enabled` or `disabled` alone does as well."
     )
     offload: Boolean | None = Field(
-        default=None, description="A TAP's kernel does checksums and segmentation. Default on."
+        default=None,
+        description="Guests may leave segmentation to us: a TAP's kernel, others by frames beyond the MTU. Default on.",
+    )
+    verify_checksums: Annotated[Literal["auto", "on", "off"], BeforeValidator(_choice)] | None = Field(
+        default=None,
+        alias="verify-checksums",
+        description="on, off, or auto: guests' checksums are looked at where the link can damage bytes. Default auto.",
+    )
+    batch_calls: Boolean | None = Field(
+        default=None,
+        alias="batch-calls",
+        description="Many frames go with one system call, where there are such. Default on.",
+    )
+    busy_poll: Microseconds | None = Field(
+        default=None,
+        alias="busy-poll",
+        description="Microseconds for which the next frame is waited for awake at most; 0 is off. Default 200.",
     )
     tap: OneOrMore[Device] | None = Field(default=None, description="Name of a TAP device, or a list.")
     netns: str | None = Field(
@@ -374,6 +397,11 @@ class Document(_Section):
     )
     udp_unreplied_timeout: Seconds | None = Field(
         default=None, alias="udp-unreplied-timeout", description="The same for one that was never answered. Default 30."
+    )
+    tcp_window: Window | None = Field(
+        default=None,
+        alias="tcp-window",
+        description="Bytes (K, M) on their way in a TCP connection, each way. Default: what the link's queue holds.",
     )
     tcp_keepalive: Seconds | None = Field(
         default=None, alias="tcp-keepalive", description="Idle seconds after which a guest is asked. Default: never."

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from netstack.api_models import Counters, Flow, Flows, LinkCounts, Question, Verdict
+from netstack.api_models import Counters, Flow, Flows, Link, LinkCounts, Question, Verdict
 
 _PIPE_WIDTH: Final = 200
 """Columns where there is no terminal: nothing is cut for a program that reads."""
+_HEADERS: Final = 18
+"""Bytes of a frame besides its packet: Ethernet's, and a VLAN tag."""
 _COLOURS: Final = {"allowed": "green", "refused": "red", "peek": "yellow"}
 
 
@@ -166,9 +168,37 @@ def link_words(counts: LinkCounts) -> str:
     )
 
 
-def show_counters(counters: Counters) -> None:
-    """Print totals."""
+def capability_words(link: Link) -> str:
+    """What a link can do, and what is done with its frames."""
+    if link.segment_offload:
+        large = f"offload: frames of {size_words(link.segment_offload)} both ways"
+    elif link.largest_frame > link.mtu + _HEADERS:
+        large = f"frames of {size_words(link.largest_frame)} from the guest"
+    else:
+        large = "no frames beyond the MTU"
+    sums = "checksums verified" if link.verified_checksums else "checksums not looked at"
+    calls = "batch calls" if link.batch_calls else "one call a frame"
+    return (
+        f"MTU {link.mtu}, segments of {link.segment}, {large}, {sums}, {calls}, "
+        f"queue of {link.queue_frames} frames, windows of {size_words(link.window)}"
+    )
+
+
+def show_links(links: Sequence[Link]) -> None:
+    """Print links, with their guests and what they have carried."""
     out = console()
+    for link in links:
+        out.print(f"{plain(link.name)}: {capability_words(link)}")
+        out.print(f"  {link_words(link.counters)}; {', '.join(link.macs) or 'no guest heard yet'}")
+        for reason, count in sorted(link.counters.drops.items()):
+            out.print(f"  dropped: {count} {reason}")
+
+
+def show_counters(counters: Counters, links: Sequence[Link] = ()) -> None:
+    """Print totals, and what the links that are there can do."""
+    out = console()
+    for link in links:
+        out.print(f"{plain(link.name)}: {capability_words(link)}")
     out.print(
         f"links        {link_words(counters.links)}, {counters.links.rx_dropped + counters.links.tx_dropped} lost"
     )
@@ -176,6 +206,11 @@ def show_counters(counters: Counters) -> None:
         f"TCP          {counters.connections_opened} opened, {counters.connections_established} established, "
         f"{counters.connections_failed} failed, {counters.connections_reset} reset; "
         f"{counters.segments_received} segments in, {counters.segments_sent} out, {counters.segments_repeated} again"
+    )
+    polled = counters.busy_poll
+    out.print(
+        f"busy polling {polled.batches} batches without a wake-up, {polled.patience_us:.0f} us now, "
+        f"{polled.limit_us:.0f} at most"
     )
     out.print(f"UDP          {counters.datagrams_received} datagrams in, {counters.datagrams_sent} out")
     out.print("flows        " + ", ".join(f"{count} {name}" for name, count in counters.flows_open.items()))

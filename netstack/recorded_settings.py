@@ -143,13 +143,14 @@ def _addresses(value: Mapping[str, str]) -> dict[bytes, bytes]:
     return {bytes.fromhex(key): bytes.fromhex(entry) for key, entry in value.items()}
 
 
+_LINK_VALUES: Final = frozenset(field.name for field in fields(LinkTraits))
 _NETWORK_VALUES: Final[Mapping[str, Callable[[Any], Any]]] = {
     "subnet": bytes.fromhex,
     "gateway_ip": bytes.fromhex,
     "device_ip": bytes.fromhex,
     "host_ip": bytes.fromhex,
     "gateway_mac": bytes.fromhex,
-    "link": lambda value: LinkTraits(**value),
+    "link": lambda value: LinkTraits(**{key: entry for key, entry in value.items() if key in _LINK_VALUES}),
     "nat": _addresses,
     "static_leases": _addresses,
     "virtual_ips": lambda value: frozenset(bytes.fromhex(each) for each in value),

@@ -15,7 +15,7 @@ from netstack import config
 from netstack.config import CaptureOptions, ConfigError, ForwardSpec, LogFormat, Shaping, SshForward
 from netstack.engine.settings import Zone
 from netstack.network_spec import NetworkSpec
-from netstack.setting_values import ForwardProtocol, parse_forward_ends
+from netstack.setting_values import ForwardProtocol, Wrong, at_once, noted, parse_forward_ends
 
 if TYPE_CHECKING:
     from netstack.hooks import HookRunner
@@ -57,6 +57,7 @@ class RunSettings:
     tcp_keepalive: float | None = None
     tcp_connect_timeout: float | None = None
     metadata_access: bool | None = None
+    tcp_window: int | str | None = None
     # Links: those of config.link_specs.
     vfkit: tuple[str, ...] | None = None
     qemu: tuple[str, ...] | None = None
@@ -69,6 +70,9 @@ class RunSettings:
     # The rest has the names of RunConfig's fields.
     vpnkit_macs: Mapping[str, str] | None = None
     offload: bool | None = None
+    verify_checksums: Literal["auto", "on", "off"] | None = None
+    batch_calls: bool | None = None
+    busy_poll: float | None = None
     dns_upstreams: tuple[str, ...] | None = None
     events: str | None = None
     capture: Path | None = None
@@ -132,6 +136,7 @@ _NETWORK: Final = (
     "tcp_keepalive",
     "tcp_connect_timeout",
     "metadata_access",
+    "tcp_window",
 )
 _LINKS: Final = ("vfkit", "qemu", "bess", "vpnkit", "stdio", "fds", "taps", "netns")
 _AS_THEY_ARE: Final = (
@@ -164,8 +169,9 @@ def run_config(
     hooks: HookRunner | None = None,
     ready_fd: int | None = None,
     notes: Sequence[str] = (),
+    wrong: Wrong = at_once,
 ) -> config.RunConfig:
-    """The checked whole. Raises ConfigError.
+    """The checked whole. What cannot be is told to `wrong`, which raises it by default; else the whole is of no use.
 
     `links`: one is needed, unless the API is served, where guests can attach. `defaults`: default zones, the default
     lease and vpnkit's default UUID are there besides what the settings say, and the search domains are the host's
@@ -175,63 +181,92 @@ def run_config(
     search = settings.search
     if search is None:
         search = _host_search_domains() if defaults else ()
-    network = config.network_settings(**{**_said(settings, _NETWORK), "search": search}, defaults=defaults, names=names)
+    network = config.network_settings(
+        **{**_said(settings, _NETWORK), "search": search}, defaults=defaults, names=names, wrong=wrong
+    )
     asked_links = _said(settings, _LINKS)
-    specs = config.link_specs(**asked_links, names=names) if asked_links or (links and not settings.api_listen) else ()
+    specs: tuple[config.LinkSpec, ...] = ()
+    if asked_links or (links and not settings.api_listen):
+        specs = config.link_specs(**asked_links, names=names, wrong=wrong)
     if settings.events == "-" and config.StdioLink() in specs:
-        raise ConfigError(settings.key("events"), "-", "a file: standard output carries the guest's frames")
+        wrong(ConfigError(settings.key("events"), "-", "a file: standard output carries the guest's frames"))
     for setting in ("forwards", "ssh_forwards"):
         if len(getattr(settings, setting) or ()) > MAX_FORWARDS:
-            raise ConfigError(settings.key(setting), "more", f"at most {MAX_FORWARDS}")
+            wrong(ConfigError(settings.key(setting), "more", f"at most {MAX_FORWARDS}"))
     for setting, urls in (("api_listen", settings.api_listen or ()), ("services", (settings.services,))):
         for url in filter(None, urls):
-            config.parse_endpoint(url, settings.key(setting), config.STREAM_SCHEMES)
+            with noted(wrong):
+                config.parse_endpoint(url, settings.key(setting), config.STREAM_SCHEMES)
     for each in settings.ssh_forwards or ():
         if not os.access(each.identity, os.R_OK):
             key = settings.key("ssh_forwards")
-            raise ConfigError(key, each.identity, "a readable file with the private key of the identity")
+            wrong(ConfigError(key, each.identity, "a readable file with the private key of the identity"))
     macs = dict(config.DEFAULT_VPNKIT_MACS) if defaults else {}
     for uuid, mac in (settings.vpnkit_macs or {}).items():
-        macs[uuid.lower()] = config.parse_mac(mac, settings.key("vpnkit_macs"))
+        with noted(wrong):
+            macs[uuid.lower()] = config.parse_mac(mac, settings.key("vpnkit_macs"))
+    upstreams: list[str] = []
+    for text in settings.dns_upstreams or ():
+        with noted(wrong):
+            upstreams.append(config.parse_dns_upstream(text, settings.key("dns_upstreams")))
+    busy_poll: float = config.DEFAULT_BUSY_POLL
+    if settings.busy_poll is not None:
+        with noted(wrong):
+            busy_poll = config.parse_busy_poll(settings.busy_poll, settings.key("busy_poll"))
+    level = "info"
+    with noted(wrong):
+        level = log_level(settings.log_level or "info", settings.key("log_level"))
     return config.RunConfig(
         network=network,
         links=specs,
         offload=settings.offload is not False,
-        dns_upstreams=tuple(
-            config.parse_dns_upstream(text, settings.key("dns_upstreams")) for text in settings.dns_upstreams or ()
-        ),
+        verify_checksums={"on": True, "off": False}.get(settings.verify_checksums or "auto"),
+        batch_calls=settings.batch_calls is not False,
+        busy_poll=busy_poll,
+        dns_upstreams=tuple(upstreams),
         events=_events(settings.events),
-        log_level=log_level(settings.log_level or "info", settings.key("log_level")),
+        log_level=level,
         vpnkit_macs=macs,
         policy=policy or NetworkSpec(),
         reload_policy=reload_policy,
         hooks=hooks,
-        notes=tuple(notes),
+        notes=(*notes, *_partial_checksums(settings, specs)),
         ready_fd=None if ready_fd is None else config.parse_fd(ready_fd, "--ready-fd", least=1),
         **_said(settings, _AS_THEY_ARE),
-        **_wires(settings),
+        **_wires(settings, wrong),
     )
 
 
-def _wires(settings: RunSettings) -> dict[str, Any]:
+def _partial_checksums(settings: RunSettings, specs: Sequence[config.LinkSpec]) -> list[str]:
+    """What to say where checksums are verified that may be partial, unsaid: a TAP's header says it, sockets do not."""
+    if settings.verify_checksums != "on" or all(isinstance(spec, config.TapLink) for spec in specs):
+        return []
+    return [
+        f"{settings.key('verify_checksums')} on: a guest on a socket has to complete its checksums itself; of one that"
+        " leaves that to its card (libkrun with CSUM) every packet is dropped, counted as tcp-checksum or udp-checksum"
+    ]
+
+
+def _wires(settings: RunSettings, wrong: Wrong) -> dict[str, Any]:
     """Captures, limits and impairments, checked. Their modules are imported where there are any."""
     found: dict[str, Any] = {}
     if settings.capture_options is not None:
         from netstack.wire_options import capture_keys, check_capture
 
-        check_capture(settings.capture_options, capture_keys(settings.names.get("capture_options")))
+        check_capture(settings.capture_options, capture_keys(settings.names.get("capture_options")), wrong)
         if settings.capture is None:
-            raise ConfigError(settings.key("capture"), "none", "a file, with what is to be kept of the frames")
+            wrong(ConfigError(settings.key("capture"), "none", "a file, with what is to be kept of the frames"))
         found["capture_options"] = settings.capture_options
     if settings.shaping is not None:
         from netstack.wire_options import check_shaping
 
-        check_shaping(settings.shaping, settings.names.get("shaping"))
+        check_shaping(settings.shaping, settings.names.get("shaping"), wrong)
         found["shaping"] = settings.shaping
     if settings.impair is not None:
         from netstack.wire_options import checked_impairments
 
-        found["impair"] = checked_impairments(settings.impair, settings.key("impair"))
+        with noted(wrong):
+            found["impair"] = checked_impairments(settings.impair, settings.key("impair"))
     return found
 
 

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote
 
-from netstack.engine.settings import Zone, ZoneRecord
+from netstack.engine.settings import MAX_WINDOW, Zone, ZoneRecord
 
 MIN_MTU: Final = 576
 """Bytes. Every IPv4 host takes such packets (RFC 791 section 3.1); DHCP messages grow to it (RFC 2131 section 2)."""
 MAX_MTU: Final = 65_521
 """Bytes. With an Ethernet header this fills the 2-byte length of vpnkit and stdio; a Linux TAP takes no more either."""
+MIN_WINDOW: Final = 4096
+"""Bytes: less makes every segment wait for the answer to the one before."""
+DEFAULT_BUSY_POLL: Final = 200
+"""Microseconds; KVM's own halt_poll_ns."""
+MAX_BUSY_POLL: Final = 1000
+"""Microseconds: beyond, whoever answers is too far away for a saved wake-up to show."""
 DEFAULT_SUBNET: Final = "192.168.127.0/24"
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (sun_path holds 108, one is the end mark)."""
@@ -42,6 +49,40 @@ class ConfigError(ValueError):
         self.key = key
         self.value = value
         self.expected = expected
+
+
+NO_NAMES: Final[Mapping[str, str]] = {}
+_OPTION_NAMES: Final = {
+    **{name: f"--listen-{name}" for name in ("vfkit", "qemu", "bess", "vpnkit", "stdio")},
+    "fds": "--fd",
+    "taps": "--tap",
+    "zones": "--zone",
+    "static_leases": "--static-lease",
+    "dns_upstreams": "--dns-upstream",
+}
+
+
+def key_of(setting: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """What a setting is called where it was given: what `names` says, else its option."""
+    return names.get(setting) or _OPTION_NAMES.get(setting) or "--" + setting.replace("_", "-")
+
+
+Wrong = Callable[[ConfigError], None]
+"""Who is told what is wrong: raises it, or keeps it and has the rest looked at."""
+
+
+def at_once(error: ConfigError) -> None:
+    """A Wrong for those who want to know of the first only."""
+    raise error
+
+
+@contextmanager
+def noted(wrong: Wrong) -> Iterator[None]:
+    """Have a ConfigError in the block told to `wrong`. If that does not raise, what follows the block goes on."""
+    try:
+        yield
+    except ConfigError as error:
+        wrong(error)
 
 
 ForwardProtocol = Literal["tcp", "udp", "unix"]
@@ -272,6 +313,21 @@ def parse_size(value: int | str, key: str) -> int:
     if not size:
         raise ConfigError(key, value, "a number of bytes above 0 such as 100000000 or 100M")
     return size
+
+
+def parse_window(value: int | str, key: str) -> int:
+    """Bytes of a TCP window, MIN_WINDOW to MAX_WINDOW, written as parse_size reads them. Raises ConfigError."""
+    size = parse_size(value, key)
+    if not MIN_WINDOW <= size <= MAX_WINDOW:
+        raise ConfigError(key, value, f"bytes from {MIN_WINDOW >> 10}K to {MAX_WINDOW >> 20}M")
+    return size
+
+
+def parse_busy_poll(value: float, key: str) -> float:
+    """Microseconds from 0 to MAX_BUSY_POLL. Raises ConfigError."""
+    if not 0 <= value <= MAX_BUSY_POLL:
+        raise ConfigError(key, value, f"microseconds from 0 to {MAX_BUSY_POLL}")
+    return float(value)
 
 
 def parse_forward_ends(local: str, remote: str, key: str) -> tuple[ForwardProtocol, str, str]:

@@ -7,33 +7,33 @@ from dataclasses import replace
 from typing import Final
 
 from netstack.config import CaptureOptions, ConfigError, Shaping
+from netstack.setting_values import Wrong, at_once
 
 DEFAULT_FILES: Final = 10
 """Files of a row, if nobody says how many."""
 
 
-def check_capture(options: CaptureOptions, keys: dict[str, str]) -> None:
-    """Raises ConfigError for what cannot be; `keys` has what each field is called where it was given."""
+def check_capture(options: CaptureOptions, keys: dict[str, str], wrong: Wrong = at_once) -> None:
+    """Tell `wrong` of what cannot be; `keys` has what each field is called where it was given."""
     from guest_iface.capture_file import MAX_FILES, MIN_FILE_BYTES
     from guest_iface.frame_filter import FilterError, parse_filter
     from guest_iface.link import MAX_FRAME, MIN_FRAME
 
     if options.snaplen is not None and not MIN_FRAME <= options.snaplen <= MAX_FRAME:
-        raise ConfigError(keys["snaplen"], options.snaplen, f"bytes from {MIN_FRAME} to {MAX_FRAME}")
+        wrong(ConfigError(keys["snaplen"], options.snaplen, f"bytes from {MIN_FRAME} to {MAX_FRAME}"))
     if options.rotate_size is not None and options.rotate_size < MIN_FILE_BYTES:
-        raise ConfigError(keys["rotate_size"], options.rotate_size, f"{MIN_FILE_BYTES} bytes or more")
+        wrong(ConfigError(keys["rotate_size"], options.rotate_size, f"{MIN_FILE_BYTES} bytes or more"))
     if options.rotate_count is not None:
         if options.rotate_size is None:
-            raise ConfigError(
-                keys["rotate_count"], options.rotate_count, f"{keys['rotate_size'].rpartition(' ')[2]} with it"
-            )
-        if not 1 <= options.rotate_count <= MAX_FILES:
-            raise ConfigError(keys["rotate_count"], options.rotate_count, f"a number of files from 1 to {MAX_FILES}")
+            beside = keys["rotate_size"].rpartition(" ")[2]
+            wrong(ConfigError(keys["rotate_count"], options.rotate_count, f"{beside} with it"))
+        elif not 1 <= options.rotate_count <= MAX_FILES:
+            wrong(ConfigError(keys["rotate_count"], options.rotate_count, f"a number of files from 1 to {MAX_FILES}"))
     if options.filter is not None:
         try:
             parse_filter(options.filter)
         except FilterError as error:
-            raise ConfigError(keys["filter"], options.filter, f"a filter such as 'host 10.0.0.5' ({error})") from None
+            wrong(ConfigError(keys["filter"], options.filter, f"a filter such as 'host 10.0.0.5' ({error})"))
 
 
 def capture_keys(section: str | None) -> dict[str, str]:
@@ -50,8 +50,8 @@ def capture_keys(section: str | None) -> dict[str, str]:
     }
 
 
-def check_shaping(shaping: Shaping, section: str | None) -> None:
-    """Raises ConfigError for a rate or a burst that cannot be. `section` is the file's, None for options."""
+def check_shaping(shaping: Shaping, section: str | None, wrong: Wrong = at_once) -> None:
+    """Tell `wrong` of a rate or a burst that cannot be. `section` is the file's, None for options."""
     from guest_iface.shaping import Limit
 
     for link, limits in (("", shaping), *shaping.links):
@@ -60,7 +60,7 @@ def check_shaping(shaping: Shaping, section: str | None) -> None:
                 try:
                     Limit(rate, limits.burst or 0)
                 except ValueError as error:
-                    raise ConfigError(_rate_key(section, link, word), rate, _expected(error)) from None
+                    wrong(ConfigError(_rate_key(section, link, word), rate, _expected(error)))
 
 
 def _rate_key(section: str | None, link: str, word: str) -> str:

@@ -65,6 +65,7 @@ def test_every_command_has_help_that_names_every_option(
         (["guest"], 2, "netstack guest: Missing argument 'COMMAND...'"),
         (["guest", "--mtu", "1", "--", "true"], 2, "netstack: --mtu '1': expected"),
         (["ruin"], 2, "netstack: No such command 'ruin'"),
+        (["explain", "/nowhere/x.pcap"], 2, "netstack: /nowhere/x.pcap: No such file"),
         (["completion", "tcsh"], 2, "netstack completion: Invalid value for"),
     ],
 )

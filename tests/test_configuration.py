@@ -164,6 +164,10 @@ EFFECTS: dict[str, tuple[str, Callable[[RunConfig], Any], Any]] = {
     ),
     "policy.strict_ech": ("policy: {strict_ech: yes}", lambda c: c.policy.strict_ech, True),
     "offload": ("offload: off", lambda c: c.offload, False),
+    "verify-checksums": ("verify-checksums: on", lambda c: c.verify_checksums, True),
+    "batch-calls": ("batch-calls: off", lambda c: c.batch_calls, False),
+    "busy-poll": ("busy-poll: 50", lambda c: c.busy_poll, 50),
+    "tcp-window": ("tcp-window: 256K", lambda c: c.network.link.window, 256 << 10),
     "tap": ("tap: tap7", lambda c: c.links, (TapLink("tap7"),)),
     "netns": ("{tap: [tap7], netns: '17'}", lambda c: c.links, (TapLink("tap7", "17"),)),
     "fd": ("fd: [7, 8]", lambda c: c.links, (FdLink(7), FdLink(8))),
@@ -236,6 +240,28 @@ ELSEWHERE = {
 def test_every_key_has_its_effect(tmp_path: Path, text: str, seen: Callable[[RunConfig], Any], expected: Any):
     assert seen(made(tmp_path, "{}")) != expected, "the default would do as well"
     assert seen(made(tmp_path, text)) == expected
+
+
+def test_busy_polling_has_its_bounds(tmp_path: Path) -> None:
+    for wrong in ("1001", "-1"):
+        (line,) = problems(tmp_path, f"busy-poll: {wrong}")
+        assert line == f"busy-poll {wrong}: expected microseconds from 0 to 1000"
+
+
+def test_whether_checksums_are_verified_is_one_of_three(tmp_path: Path):
+    """YAML's on and off are truths."""
+    for word, meaning in (("auto", None), ("on", True), ("off", False), ("'off'", False), ("true", True)):
+        config = made(tmp_path, f"{{verify-checksums: {word}, tap: tap0}}")
+        assert config.verify_checksums is meaning
+        assert not config.notes, "a TAP says which are partial"
+    (note,) = made(tmp_path, "{verify-checksums: on, tap: tap0, fd: 9}").notes
+    assert "libkrun with CSUM" in note
+    assert "tcp-checksum" in note
+    for wrong in ("sometimes", "3"):
+        (line,) = problems(tmp_path, f"verify-checksums: {wrong}")
+        assert "expected one of auto, on, off" in line
+    (line,) = problems(tmp_path, "tcp-window: 1K")
+    assert line == "tcp-window '1K': expected bytes from 4K to 4M"
 
 
 def test_no_key_is_left_out():
@@ -365,6 +391,53 @@ def test_all_mistakes_are_told_and_a_run_tells_the_first(tmp_path: Path, capsys:
         r"netstack: --config .*bad.yaml: stack.mtu 1: expected .* \(and 2 more: `netstack config check` lists them\)\n",
         capsys.readouterr().err,
     )
+
+
+def test_all_contradictions_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "bad.yaml"
+    file.write_text("""
+interfaces: {qemu: unix:///x, vpnkit: unix:///x, stdio: accept}
+events: "-"
+capture: {filter: hots, snaplen: 20, rotate-count: 3}
+shaping: {tx_kbps: 1.0e-9}
+impair: loss 200%
+forwards: [{socket: /s, dest: /d, user: u, identity: /nowhere/key}]
+stack:
+  gatewayVirtualIPs: [10.0.0.1, 192.168.127.2]
+  nat: {127.0.0.5: 127.0.0.1, 192.168.127.9: 192.168.127.8}
+  dns: [{name: a.b}, {name: A.b.}]
+  dhcpStaticLeases: {192.168.127.1: 02:aa:00:00:00:01, 10.0.0.1: 02:aa:00:00:00:02}
+policy: {allow_net: ["*.com", pypi.org, "*.net"], deny_all: true}
+""")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["config", "check", str(file)])
+    assert ended.value.code == 2
+    found = [line.removeprefix(f"{file}: ") for line in capsys.readouterr().err.splitlines()]
+    beginnings = [
+        "policy: ", "policy: allow_net rule '*.com'", "policy: allow_net rule '*.net'",
+        "stack.dns 'a.b'", "stack.nat '127.0.0.5=", "stack.nat '192.168.127.9=",
+        "stack.gatewayVirtualIPs '10.0.0.1'", "stack.gatewayVirtualIPs '192.168.127.2'",
+        "stack.dhcpStaticLeases '02:aa:00:00:00:01=", "stack.dhcpStaticLeases '02:aa:00:00:00:02=",
+        "--listen-* '/x'", "events '-'", "forwards '/nowhere/key'",
+        "capture.rotate-count '3'", "capture.filter 'hots'", "capture.file 'none'", "shaping.tx_kbps '1e-09'",
+        "impair: ",
+    ]  # fmt: skip
+    told = [next((each for each in beginnings if line.startswith(each)), line) for line in found]
+    assert "contradicts" in found[0] or "deny_all" in found[0]
+    assert told[3:] == beginnings[3:]
+    assert len(found) == len(beginnings)
+
+
+def test_what_depends_on_a_wrong_address_is_not_judged(tmp_path: Path):
+    """It would be said of a network that nobody asked for. What does not depend on it is."""
+    text = (
+        "stack: {subnet: 10.9.0.0/16, gatewayIP: 10.8.0.1, deviceIP: 10.9.0.2, gatewayVirtualIPs: [10.7.0.1], mtu: 576}"
+    )
+    assert problems(tmp_path, text) == [
+        "stack.gatewayIP '10.8.0.1': expected a usable address of 10.9.0.0/16: 10.9.0.1 to 10.9.255.254"
+    ]
+    both = problems(tmp_path, "{stack: {gatewayIP: 10.8.0.1, deviceIP: 10.8.0.2}, events: '-', interfaces: {stdio: x}}")
+    assert [line.split(" ")[0] for line in both] == ["stack.gatewayIP", "stack.deviceIP", "events"]
 
 
 def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -67,7 +68,16 @@ async def test_flows_names_and_counters_are_shown(tmp_path: Path, capsys: pytest
         assert json.loads(await ctl("flows", str(flow["id"]), "--json"))["id"] == flow["id"]
         assert (await ctl("leases")).startswith(f"{ADDRESS}\t5a:94:ef:e4:0c:ee")
         assert json.loads(await ctl("dns", "--json")) == []
-        assert "1 opened, 1 established" in await ctl("stats")
+        shown = await ctl("stats")
+        assert "1 opened, 1 established" in shown
+        assert "MTU 1500, segments of 1460, frames of 65.6 kB from the guest, checksums not looked at" in shown
+        assert re.search(r"batch calls, queue of \d+ frames, windows of [\d.]+ MB", shown)
+        shown = await ctl("links")
+        assert "one call a frame" not in shown
+        assert "frames from guests" in shown
+        assert "; 5a:94:ef:e4:0c:ee" in shown
+        (link,) = json.loads(await ctl("links", "--json"))
+        assert (link["mtu"], link["batch_calls"], link["verified_checksums"]) == (1500, True, False)
         assert json.loads(await ctl("stats", "--gvproxy"))["TCP"]["CurrentEstablished"] == 1
         watched = await ctl("watch")
         assert "policy 1: full" in watched

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from guest_iface.frame_filter import FilterError, FlowEnds, frame_matcher, parse_filter
+from guest_iface.frame_filter import FilterError, FlowEnds, LibpcapOnlyError, parse_filter
+from guest_iface.frame_matching import frame_matcher
 from netstack.debug import verdict_comments
 from netstack.debug.explain_text import printable
 from netstack.debug.seen_flows import SeenFlow, SeenFlows
@@ -56,6 +57,10 @@ class Trace:
         if options.filter:
             try:
                 self._matches = frame_matcher(parse_filter(options.filter), self)
+            except LibpcapOnlyError as error:
+                # What only libpcap can choose, it can choose before.
+                there = "libpcap itself chooses by: tcpdump -r FILE -w - EXPRESSION | netstack trace -"
+                raise TraceError(f"{error}; {there}") from error
             except FilterError as error:
                 raise TraceError(str(error)) from error
         self._name = options.name.lower().removesuffix(".")

@@ -141,11 +141,9 @@ class Policy:
         A public name that points at private places is DNS rebinding; only an address rule makes that right, and nothing
         does for metadata services, the guest's own subnet and the host's loopback.
         """
-        fault = self._never(address)
+        fault = self._never_by_name(address)
         if fault:
             return fault
-        if len(address) == 4 and self._network.in_subnet(address):
-            return "own-subnet"
         place = addresses.kind(address)
         if _is_nowhere(place, address):  # to the host they mean the host itself, and no guest could have dialled them
             return f"{place}-address"
@@ -159,13 +157,18 @@ class Policy:
         """Why an address must be taken out of an upstream answer (DNS rebinding); empty when it may stay."""
         if self.unrestricted:
             return ""
-        fault = self._never(address)
+        fault = self._never_by_name(address)
         if fault:
             return fault
-        if len(address) == 4 and self._network.in_subnet(address):
-            return "own-subnet"
         place = addresses.kind(address)
         return "" if place == "public" or self.rules.for_address(address) else f"{place}-address"
+
+    def _never_by_name(self, address: bytes) -> str:
+        """The same as `_never` of an address that a name stands for: not a guest's of this network either."""
+        fault = self._never(address)
+        if not fault and len(address) == 4 and self._network.in_subnet(address):
+            return "own-subnet"
+        return fault
 
     def _never(self, address: bytes) -> str:
         """Why no rule opens a place: there is no network, or a cloud's metadata service may live there."""

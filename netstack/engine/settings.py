@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 BROADCAST_MAC = b"\xff" * 6
+MAX_WINDOW = 4 << 20
+"""Bytes of a TCP window at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,19 @@ class LinkTraits:
     """Frames the link can hold towards us before it drops: bounds the window we advertise (window <= queue x MSS)."""
     verify_checksums: bool = True
     """False where bytes cannot be damaged on the way, and may be partial (offload): then they are not looked at."""
+    tcp_window: int | None = None
+    """Bytes that a TCP connection may have on its way, each way; None: what the link holds, MAX_WINDOW at most."""
+
+    @property
+    def mss(self) -> int:
+        """The largest TCP segment, bytes: the MTU less two headers of 20 (RFC 9293 section 3.7.1)."""
+        return self.mtu - 40
+
+    @property
+    def window(self) -> int:
+        """What `tcp_window` says; else three quarters of what the queue holds. A segment at least, bytes."""
+        follows = min(MAX_WINDOW, self.queue_frames * self.mss * 3 // 4)
+        return max(self.mss, follows if self.tcp_window is None else self.tcp_window)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

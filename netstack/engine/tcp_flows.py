@@ -99,11 +99,10 @@ class TcpFlows:
         self._initial_sequence = initial_sequence
         self._segment_offload = segment_offload
         self._services = services
-        mss = settings.link.mtu - 40
-        window = min(4 << 20, settings.link.queue_frames * mss * 3 // 4)
+        mss, window = settings.link.mss, settings.link.window
         self._limits = TcpLimits(
             mss=mss,
-            max_receive_window=max(window, mss),
+            max_receive_window=window,
             max_congestion_window=max(window, 10 * mss),
             keepalive_idle=settings.tcp_keepalive,
         )

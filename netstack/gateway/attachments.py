@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from guest_iface.link import Link, LinkError, Listener
@@ -53,12 +53,16 @@ def open_attachments(
     offload_with: bytes | None = None,
     *,
     vpnkit_macs: Mapping[str, bytes] = DEFAULT_VPNKIT_MACS,
+    batch_calls: bool = True,
 ) -> Attachments:
-    """Open what the configuration names: all of it or, with a LinkError, nothing. `offload_with` is TapLink.open's."""
+    """Open what the configuration names: all of it or, with a LinkError, nothing.
+
+    `offload_with` is TapLink.open's, `batch_calls` UnixgramLink's.
+    """
     opened = Attachments()
     try:
         for spec in specs:
-            made = _open(spec, mtu, offload_with, vpnkit_macs)
+            made = _open(spec, mtu, offload_with, vpnkit_macs, batch_calls=batch_calls)
             if isinstance(made, Listener):
                 opened.listeners.append(made)
             else:
@@ -69,12 +73,19 @@ def open_attachments(
     return opened
 
 
-def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None, macs: Mapping[str, bytes]) -> Link | Listener:
+def _open(
+    spec: LinkSpec,
+    mtu: int,
+    offload_with: bytes | None,
+    macs: Mapping[str, bytes],
+    *,
+    batch_calls: bool,
+) -> Link | Listener:
     # A link's module is imported when it is used: most runs use one.
     if isinstance(spec, ListenLink):
-        return _listen(spec, mtu, macs)
+        return _listen(spec, mtu, macs, batch_calls=batch_calls)
     if isinstance(spec, FdLink):
-        return _inherited(spec.fd, mtu)
+        return _inherited(spec.fd, mtu, batch_calls=batch_calls)
     if isinstance(spec, StdioLink):
         from guest_iface import stream
 
@@ -82,13 +93,13 @@ def _open(spec: LinkSpec, mtu: int, offload_with: bytes | None, macs: Mapping[st
     return TapLink.open(spec.name, netns=spec.netns, mtu=mtu, offload_with=offload_with)
 
 
-def _listen(spec: ListenLink, mtu: int, macs: Mapping[str, bytes]) -> Link | Listener:
+def _listen(spec: ListenLink, mtu: int, macs: Mapping[str, bytes], *, batch_calls: bool) -> Link | Listener:
     endpoint = spec.endpoint
     if spec.protocol == "vfkit":
         from guest_iface.unixgram import UnixgramLink
 
         if isinstance(endpoint, UnixEndpoint):
-            return UnixgramLink.bind(endpoint.path, mtu=mtu)
+            return UnixgramLink.bind(endpoint.path, mtu=mtu, batch_calls=batch_calls)
     from guest_iface.listener import LinkMaker, SocketListener
 
     make: LinkMaker
@@ -112,7 +123,7 @@ def _listen(spec: ListenLink, mtu: int, macs: Mapping[str, bytes]) -> Link | Lis
     return SocketListener.bind_unix(endpoint.path, make, kind=kind)
 
 
-def _inherited(fd: int, mtu: int) -> Link:
+def _inherited(fd: int, mtu: int, *, batch_calls: bool) -> Link:
     """The link that an inherited socket's type asks for. Raises LinkError."""
     try:
         sock = socket.socket(fileno=fd)
@@ -127,17 +138,27 @@ def _inherited(fd: int, mtu: int) -> Link:
     if kind == socket.SOCK_DGRAM:
         from guest_iface.unixgram import UnixgramLink
 
-        return UnixgramLink.from_fd(fd, mtu=mtu)
+        return UnixgramLink.from_fd(fd, mtu=mtu, batch_calls=batch_calls)
     from guest_iface.stream import StreamLink
 
     return StreamLink.from_fd(fd, mtu=mtu)
 
 
-def link_traits(attachments: Attachments, mtu: int) -> LinkTraits:
-    """What the engine is told of its links: what the most careful of them says. Every listener makes streams."""
+def link_traits(attachments: Attachments, asked: LinkTraits, verify_checksums: bool | None = None) -> LinkTraits:
+    """What the engine is told of its links: what the most careful of them says. Every listener makes streams.
+
+    `asked` is the configuration's. Unless `verify_checksums` says whether to verify them, the links do. Where somebody
+    verifies checksums, those that a TAP's header calls partial are completed before.
+    """
     capabilities = [link.capabilities for link in attachments.links]
-    return LinkTraits(
-        mtu=mtu,
+    if verify_checksums is None:
+        verify_checksums = not all(each.reliable_bytes for each in capabilities)
+    if verify_checksums:
+        for link in attachments.links:
+            if isinstance(link, TapLink):
+                link.complete_checksums()
+    return replace(
+        asked,
         queue_frames=min((each.queue_frames for each in capabilities), default=STREAM_QUEUE_FRAMES),
-        verify_checksums=not all(each.reliable_bytes for each in capabilities),
+        verify_checksums=verify_checksums,
     )

@@ -159,7 +159,8 @@ class Captures:
 
     def _chooses(self, options: CaptureOptions) -> Chooser | None:
         """What says which frames are meant. Raises CaptureError for a filter that cannot be."""
-        from guest_iface.frame_filter import FilterError, frame_matcher, parse_filter, uses_names
+        from guest_iface.frame_filter import FilterError, parse_filter
+        from guest_iface.frame_matching import frame_matcher, uses_names
 
         if len(self._running) >= MAX_CAPTURES:
             raise CaptureError(f"{MAX_CAPTURES} captures are running: expected one to be stopped before another begins")

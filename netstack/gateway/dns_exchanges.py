@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -66,17 +66,29 @@ class Exchanges:
         if deadline < self._alarm.deadline:
             self._alarm.deadline = deadline
 
-    async def run(self, told: Callable[[], None]) -> None:
-        """Wait for answers until cancelled; then forget all questions. `told` is called after one or more `done`."""
+    def fileno(self) -> int:
+        """Readable while there are answers for `handle_ready`. Raises RuntimeError while `run` does not run."""
+        if self._poller is None:
+            raise RuntimeError("nobody waits for answers")
+        return self._poller.fileno()
+
+    def handle_ready(self, _now: float, _rounds: int = 0) -> bool:
+        """Take the answers that are there; whether anything was."""
+        ready = [] if self._poller is None else self._poller.poll()
+        for descriptor, _ in ready:
+            self._receive(descriptor)
+        return bool(ready)
+
+    async def run(self, told: Callable[[], None], attend: Callable[[Exchanges], Awaitable[None]]) -> None:
+        """Wait for answers until cancelled; then forget all questions.
+
+        `attend` calls `handle_ready` whenever there is something, `told` is called after questions had no answer.
+        """
         self._poller = poller = Poller()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_time, told)
-                while True:
-                    await trio.lowlevel.wait_readable(poller)
-                    for descriptor, _ in poller.poll():
-                        self._receive(descriptor)
-                    told()
+                await attend(self)
         finally:
             self._poller = None
             for exchange in self._waiting.values():

@@ -22,9 +22,11 @@ from typing import Final, Literal
 
 from guest_iface.batch_calls import available
 from guest_iface.device import tap_offload_known
-from guest_iface.unixgram import BUFFER_BYTES
+from guest_iface.link import MAX_FRAME
+from guest_iface.unixgram import BUFFER_BYTES, UnixgramLink
 from netstack.build_kind import build_kind
-from netstack.engine.settings import NetworkSettings
+from netstack.engine.settings import LinkTraits, NetworkSettings
+from netstack.setting_values import DEFAULT_BUSY_POLL, MAX_MTU
 
 RUN: Final = "run"
 SPARE_FDS: Final = 64
@@ -162,16 +164,58 @@ def check_batch_calls() -> Check:
     """Many frames in one system call, on sockets that keep them apart."""
     name, needed_for = "batch calls", "run --listen-vfkit, --fd (throughput)"
     if available():
-        return Check(name=name, state="ok", found="recvmmsg and sendmmsg, used under load", needed_for=needed_for)
+        found = "recvmmsg and sendmmsg, used under load (--batch-calls off does without)"
+        return Check(name=name, state="ok", found=found, needed_for=needed_for)
     found = "no recvmmsg and sendmmsg here: one call a frame"
     return Check(name=name, state="limited", found=found, needed_for=needed_for)
 
 
+def check_busy_poll() -> Check:
+    """Whether a process that waits awake can let others in: it does so where it cannot, for shorter."""
+    name, needed_for = "busy polling", "answers without a wake-up (latency)"
+    switch = "(--busy-poll MICROSECONDS; 0 is off)"
+    if hasattr(os, "sched_yield"):
+        found = f"for {DEFAULT_BUSY_POLL} us at most, others go first {switch}"
+        return Check(name=name, state="ok", found=found, needed_for=needed_for)
+    found = f"for {DEFAULT_BUSY_POLL} us at most; this system cannot let others go first {switch}"
+    return Check(name=name, state="limited", found=found, needed_for=needed_for)
+
+
+def check_window() -> Check:
+    """What a TCP window follows from: how many frames the kernel lets wait on a unix datagram link."""
+    name, needed_for = "TCP window", "run --listen-vfkit, --fd (throughput)"
+    queues = []
+    for mtu in (LinkTraits().mtu, MAX_MTU):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with theirs:
+            link = UnixgramLink.from_fd(ours.detach(), mtu=mtu)
+            traits = LinkTraits(mtu=mtu, queue_frames=link.capabilities.queue_frames)
+            link.close()
+        queues.append(f"{traits.queue_frames} frames at MTU {mtu}, so {traits.window >> 10} KiB")
+    found = f"follows the link's queue: {'; '.join(queues)} (--tcp-window BYTES is another)"
+    return Check(name=name, state="ok", found=found, needed_for=needed_for)
+
+
+def check_frame_sizes() -> Check:
+    """How large packets and frames may be: no kernel has a say, so that this says what is there and switches it."""
+    found = (
+        f"--mtu up to {MAX_MTU}, which DHCP tells guests (option 26); guests may send frames of {MAX_FRAME >> 10} KiB"
+        " at any MTU, on any link (--offload off drops them)"
+    )
+    return Check(name="large frames", state="ok", found=found, needed_for="--mtu, guests that leave segmentation to us")
+
+
+def check_checksums() -> Check:
+    """No link of ours damages bytes, so that those of guests are not verified."""
+    found = "of guests' frames not looked at: no link damages bytes, they may be partial (--verify-checksums on does)"
+    return Check(name="checksums", state="ok", found=found, needed_for=RUN)
+
+
 def check_large_sums() -> Check:
-    """Checksums of frames beyond 4 KB; no link of ours damages bytes, so that those of guests are not verified."""
+    """Checksums of frames beyond 4 KB."""
     name, needed_for = "numpy", "--mtu beyond 4000 (throughput)"
     if find_spec("numpy") is not None:
-        found = "sums large frames towards guests; received ones need no sums"
+        found = "sums large frames towards guests"
         return Check(name=name, state="ok", found=found, needed_for=needed_for)
     advice = "pip install 'netstack[jumbo]'; without, large frames cost ten times as long to sum"
     return Check(name=name, state="limited", found="not installed", needed_for=needed_for, advice=advice)
@@ -265,6 +309,10 @@ CHECKS: Final[Sequence[Callable[[], Check]]] = (
     check_ping,
     check_socket_buffers,
     check_batch_calls,
+    check_busy_poll,
+    check_window,
+    check_frame_sizes,
+    check_checksums,
     check_large_sums,
     check_tun,
     check_offload,

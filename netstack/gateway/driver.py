@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from guest_iface.link import Link, LinkClosed, LinkCounters
+from guest_iface.link import BATCH, Link, LinkClosed, LinkCounters
 from guest_iface.switch import Switch
 from netstack.engine.effects import (
     AbortStream,
@@ -29,12 +29,14 @@ from netstack.engine.events import Event
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
+from netstack.gateway.busy_poll import BusyPoll
 from netstack.gateway.dialer import Dialer, DialsNames
 from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.host_streams import DialWatch
 from netstack.gateway.inbound import Inbound
 from netstack.gateway.resolver import AnswersDns
 from netstack.hooks import HookRunner
+from netstack.setting_values import DEFAULT_BUSY_POLL
 
 _Asked = TypeVar("_Asked")
 
@@ -61,12 +63,29 @@ def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
 class _Attachment:
     """A link that is being served."""
 
-    __slots__ = ("behind", "link")
+    __slots__ = ("_take", "behind", "guests", "link", "port")
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, port: int, take: Callable[[_Attachment, list[bytes], float], None]) -> None:
+        """`take(attachment, frames, now)` does with frames what is to be done."""
         self.link = link
+        self.port = port
+        self.guests = link.counters.guests
+        """LinkCounters.guests when frames were taken last."""
         self.behind = trio.Event()
         """Set when a flush found that it had too much waiting."""
+        self._take = take
+
+    def fileno(self) -> int:
+        """See Pollable."""
+        return self.link.descriptor
+
+    def handle_ready(self, now: float, rounds: int) -> bool:
+        """See Pollable."""
+        # Most often there is one, and a look for another would be in vain: the next poll tells of it.
+        frames = self.link.receive_now(BATCH if rounds else 1)
+        if frames:
+            self._take(self, frames, now)
+        return bool(frames)
 
 
 class Driver:
@@ -81,10 +100,13 @@ class Driver:
         hooks: HookRunner | None = None,
         event_sink: Callable[[Event, float], None] | None = None,
         dial_watch: DialWatch | None = None,
+        busy_poll: float = DEFAULT_BUSY_POLL / 1e6,
     ) -> None:
         """`policy` is what the guests may reach; `hooks` are asked about every flow and DNS question.
 
-        `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block."""
+        `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block.
+        `busy_poll`: seconds for which the next batch is waited for awake, at most.
+        """
         self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
         # Each guest is on a link of its own, and one may do what another cannot.
         self.initial_sequence = keyed_sequence_numbers()
@@ -109,6 +131,7 @@ class Driver:
         dialer.watch = self.sockets.streams.watch = dial_watch
         self._dialer: DialsNames = dialer
         self._event_sink = event_sink
+        self.busy_poll = BusyPoll(self._flush, busy_poll)
         self._attached: dict[int, _Attachment] = {}
         self._departed = LinkCounters()
         self._nursery: trio.Nursery | None = None
@@ -123,10 +146,10 @@ class Driver:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._watch_host_sockets)
+                nursery.start_soon(self.busy_poll.attend, self.sockets)
                 nursery.start_soon(self._watch_time)
                 nursery.start_soon(self._send_more)
-                nursery.start_soon(self._resolver.run, self.flush)
+                nursery.start_soon(self._resolver.run, self.flush, self.busy_poll.attend)
                 await nursery.start(self.inbound.run)
                 task_status.started()
                 try:
@@ -134,6 +157,7 @@ class Driver:
                 finally:
                     self._nursery = None  # before the nursery is closed: links may still flush
         finally:
+            self.busy_poll.close()
             self.inbound.close()
             self.sockets.close()
 
@@ -159,17 +183,18 @@ class Driver:
         understood. `run` must be running. The link is closed on the way out.
         """
         port = self.switch.attach(link)
-        attached = self._attached[port] = _Attachment(link)
+        attached = self._attached[port] = _Attachment(link, port, self._take)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(link.run)
                 nursery.start_soon(self._catch_up, attached)
                 try:
-                    await self._pump(link, port)
+                    await self._pump(attached)
                 except LinkClosed:
                     nursery.cancel_scope.cancel()
         finally:
             del self._attached[port]
+            self.busy_poll.remove(attached)
             link.close()
             _add_counters(self._departed, link.counters)
             self._guests_left(self.switch.detach(port), trio.current_time())
@@ -204,29 +229,27 @@ class Driver:
         for mac in macs:
             self.stack.guest_left(mac, now)
 
-    async def _pump(self, link: Link, port: int) -> None:
-        receive_frames = self.stack.receive_frames
-        received = self.stack.counters
-        counters = link.counters
-        guests = counters.guests
+    async def _pump(self, attached: _Attachment) -> None:
+        link, busy_poll = attached.link, self.busy_poll
+        frames = await link.receive_batch()
+        busy_poll.add(attached)  # what a link does before its first frame is nothing to poll for
         while True:
+            now = trio.current_time()
+            self._take(attached, frames, now)
+            await busy_poll.stay_awake(attached, more=self._flush(now))
             frames = await link.receive_batch()
-            now = trio.current_time()
-            if counters.guests != guests:  # a datagram link outlives its guests: what the last one had open is over
-                guests = counters.guests
-                self._guests_left(self.switch.forget(port), now)
-            passed = self.switch.ingress(port, frames, now)
-            received.frames += len(passed)
-            receive_frames(passed, now)
-            self.flush(now)
 
-    async def _watch_host_sockets(self) -> None:
-        sockets = self.sockets
-        while True:
-            await trio.lowlevel.wait_readable(sockets)
-            now = trio.current_time()
-            sockets.handle_ready(now)
-            self.flush(now)
+    def _take(self, attached: _Attachment, frames: list[bytes], now: float) -> None:
+        guests = attached.link.counters.guests
+        if guests != attached.guests:  # a datagram link outlives its guests: what the last one had open is over
+            attached.guests = guests
+            self._guests_left(self.switch.forget(attached.port), now)
+        stack = self.stack
+        passed = self.switch.ingress(attached.port, frames, now)
+        stack.counters.frames += len(passed)
+        stack.receive_frames(passed, now)
+        if attached.link.holds_frames:
+            self.busy_poll.look_again(attached)
 
     async def _watch_time(self) -> None:
         while True:
@@ -240,7 +263,7 @@ class Driver:
             await self._more.wait()
             self._more = trio.Event()
             await trio.lowlevel.checkpoint()
-            self.flush()
+            await self.busy_poll.stay_awake(None, more=True)
 
     async def _catch_up(self, attached: _Attachment) -> None:
         """Data that was held back because this link had too much waiting goes on once it has caught up."""
@@ -262,14 +285,17 @@ class Driver:
             return _NOBODY
         return frozenset(entry.mac for entry in self.switch.table(now) if entry.port in behind)
 
-    def flush(self, now: float | None = None) -> None:
-        """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm.
+    def flush(self) -> None:
+        """Let time pass in the engine, carry out what it asks, send what it has for the guests, and set the alarm."""
+        if self._flush(trio.current_time()):
+            self._more.set()
 
-        `now` is what the engine was told of a batch that this ends; what goes out has the same time.
+    def _flush(self, now: float) -> bool:
+        """`now` is what the engine was told of a batch that this ends; what goes out has the same time.
+
+        Whether there is data for which this flush had no room.
         """
         stack = self.stack
-        if now is None:
-            now = trio.current_time()
         self.now = now
         if self._due <= now:
             stack.advance(now)
@@ -301,13 +327,12 @@ class Driver:
         frames = stack.take_frames(now, FRAMES_PER_FLUSH, self._held(now))
         if frames:
             self.switch.egress(frames)
-        if stack.frames_wait:
-            self._more.set()
         due = self._due = stack.next_deadline()
         alarm = self._alarm.deadline
         # Moving it costs, and so does waking for what the next flush sees anyhow.
         if due < alarm or alarm - now < TICK / 2:
             self._alarm.deadline = max(due, now + TICK)
+        return stack.frames_wait
 
     def _start(self, task: Callable[[_Asked], Awaitable[None]], effect: _Asked) -> None:
         if self._nursery is not None:

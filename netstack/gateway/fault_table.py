@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from random import Random
 
 from guest_iface.frame_fields import IPV4, Fields
-from guest_iface.frame_filter import Known, Matcher, fields_matcher
+from guest_iface.frame_filter import Known
+from guest_iface.frame_matching import Matcher, fields_matcher
 from guest_iface.impair_chance import chance_dice
 from guest_iface.impair_spec import Chance
 from netstack.engine.verdict import Question

@@ -9,7 +9,7 @@ import trio
 
 from netstack.fault_spec import ANSWER, DNS_CODES, TIMEOUT, DnsFault
 from netstack.gateway.fault_table import FaultTable
-from netstack.gateway.resolver import DEADLINE, AnswersDns
+from netstack.gateway.resolver import DEADLINE, AnswersDns, Attend
 from netstack.wire import dns
 
 _TTL: Final = 0
@@ -42,9 +42,9 @@ class FaultyResolver(AnswersDns):
             return None
         return _response(message, fault)
 
-    async def run(self, told: Callable[[], None]) -> None:
+    async def run(self, told: Callable[[], None], attend: Attend) -> None:
         """See AnswersDns."""
-        await self._resolver.run(told)
+        await self._resolver.run(told, attend)
 
 
 def _name(message: bytes) -> str:

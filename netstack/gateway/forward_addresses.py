@@ -86,7 +86,7 @@ def remote_for(protocol: str, remote: str, caller: str) -> str:
 
 
 def parse_guest_port(remote: str) -> GuestPort:
-    """`ip:port` of a guest. Raises ForwardError; a host name is none."""
+    """`ip:port` of a guest. Raises ForwardError; a host name is none, and nobody listens on port 0."""
     host, colon, port = remote.partition(":")
     if not colon or ":" in port:
         raise ForwardError("invalid remote addr")
@@ -97,6 +97,8 @@ def parse_guest_port(remote: str) -> GuestPort:
         raise ForwardError(
             f"invalid remote addr {remote!r}: expected the IPv4 address of a guest and a port", _NOT_UNDERSTOOD
         ) from None
+    if not number:
+        raise ForwardError(f"invalid remote addr {remote!r}: expected a port from 1 to 65535", _NOT_UNDERSTOOD)
     return GuestPort(address, number)
 
 

@@ -67,16 +67,17 @@ class Forwards:
         """What is exposed, by local address and protocol."""
         return sorted(self._forwards.values(), key=lambda forward: (forward.local, forward.protocol))
 
-    async def expose(self, protocol: str, local: str, remote: str) -> Forward:
+    async def expose(self, protocol: str, local: str, remote: str, *, asked_by: str = "") -> Forward:
         """Listen at `local`, and bring what comes to `remote`; what was made, with the port that was chosen for `:0`.
 
         `protocol` is tcp or udp (`local` is `host:port`, an empty host every interface; `remote` `ip:port` of a guest)
-        or unix (`local` is a path, `remote` `tcp://ip:port` or `ssh-tunnel://user@ip/socket?key=PATH`). Raises
-        ForwardError.
+        or unix (`local` is a path, `remote` `tcp://ip:port` or `ssh-tunnel://user@ip/socket?key=PATH`). `asked_by` is
+        the guest who wants it, if one does. Raises ForwardError.
         """
         async with self._one_at_a_time:
             self._check_free(protocol, local)
             forward = await self._make(protocol, local, remote)
+            forward.asked_by = asked_by
             self._start(forward)
             self._forwards[protocol, forward.local] = forward
         log.info("forward %s %s to %s", protocol, forward.local, forward.remote)

@@ -56,12 +56,14 @@ class HostSockets:
                 table.drop(host)
         table.close()
 
-    def handle_ready(self, now: float) -> None:
+    def handle_ready(self, now: float, _rounds: int = 0) -> bool:
         """Handle host sockets that are ready, each once and SOCKETS_PER_WAKE at most; the others are next."""
         ready = self._ready
         if not ready:
             watched = self._table.watched
             ready.extend([(watched[descriptor], mask) for descriptor, mask in self._table.poller.poll()])
+            if not ready:
+                return False
         streams = self.streams
         streams.more_reads = MORE_READS
         for _ in range(min(len(ready), SOCKETS_PER_WAKE)):
@@ -81,3 +83,4 @@ class HostSockets:
                 self._datagrams.receive_echoes(host, now)
             elif type(host) is DatagramSocket:
                 self._datagrams.receive_datagrams(host, now)
+        return True

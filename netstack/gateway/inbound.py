@@ -32,6 +32,8 @@ Handler = Callable[[trio.SocketStream, tuple[str, int]], Awaitable[None]]
 
 MAX_CONNECTIONS: Final = 256
 """Connections that one service at the gateway has at a time; further ones are reset."""
+MAX_OF_GUEST: Final = 32
+"""Those of them that one guest has, so that it keeps no other out."""
 DIAL_TIMEOUT: Final = 10.0
 """Seconds a guest has to answer, as gvproxy has it."""
 QUIET_SECONDS: Final = 60.0
@@ -62,12 +64,21 @@ class _Datagrams(NamedTuple):
 
 
 class _Service:
-    __slots__ = ("connections", "handler", "quiet_until")
+    __slots__ = ("by_guest", "connections", "handler", "quiet_until")
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.connections = 0
+        self.by_guest: dict[str, int] = {}
+        """How many of them each has; nobody who has none is in it."""
         self.quiet_until = -inf
+
+    def ended(self, guest: str) -> None:
+        """One of a guest's connections is over."""
+        self.connections -= 1
+        left = self.by_guest.pop(guest) - 1
+        if left:
+            self.by_guest[guest] = left
 
 
 class Inbound:
@@ -79,6 +90,7 @@ class Inbound:
         self._streams = streams
         self._flush = flush
         self._gateway = stack.settings.gateway_ip
+        self._gateway_text = socket.inet_ntoa(self._gateway)
         self._dials: dict[int, _Dial] = {}
         self._datagrams: dict[int, _Datagrams] = {}
         # Guests' questions the engine answers itself.
@@ -300,6 +312,12 @@ class Inbound:
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         if service.connections >= MAX_CONNECTIONS:
             raise OSError(errno.ECONNREFUSED, f"{MAX_CONNECTIONS} connections are served already")
+        # The host's own programs come by as many tunnels as the API allows.
+        guest = client[0]
+        of_guest = service.by_guest.get(guest, 0)
+        if of_guest >= MAX_OF_GUEST and guest != self._gateway_text:
+            raise OSError(errno.ECONNREFUSED, f"{MAX_OF_GUEST} connections of {guest} are served already")
+        service.by_guest[guest] = of_guest + 1
         service.connections += 1
         self._nursery.start_soon(self._handle, service, port, _stream(sock), client)
 
@@ -312,7 +330,7 @@ class Inbound:
         except Exception:
             log.exception("port %d of the gateway: the service failed", port)
         finally:
-            service.connections -= 1
+            service.ended(client[0])
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -47,6 +47,8 @@ class Forward(ABC):
         self.protocol = protocol
         self.local = local
         self.remote = remote
+        self.asked_by = ""
+        """The guest that asked for it, dotted; empty where somebody on the host did."""
         self.accepted = 0
         """Connections, or clients of datagrams, so far."""
         self.failed = 0

@@ -23,13 +23,14 @@ import math
 import secrets
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from netstack.gateway.busy_poll import Pollable
 from netstack.gateway.dns_exchanges import Exchanges, open_connected
 from netstack.gateway.resolv_conf import Configuration, Server, parse_resolv_conf, parse_server, shown
 from netstack.wire import dns as wire
@@ -54,6 +55,10 @@ _FAILURES: Final = (wire.SERVFAIL, wire.NOTIMP, wire.REFUSED)
 _NOT_AT_ONCE: Final = (*_FAILURES, wire.FORMERR)
 # Our own trouble, which says nothing about the server.
 _LOCAL_ERRORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
+
+
+Attend = Callable[[Pollable], Awaitable[None]]
+"""Handles something whenever it is ready, until cancelled: BusyPoll.attend."""
 
 
 class _Health:
@@ -92,8 +97,12 @@ class AnswersDns(ABC):
         """Ask without a task, if that is possible: `done` gets the answer later. False: use `ask`."""
         return False
 
-    async def run(self, _told: Callable[[], None]) -> None:
-        """Carry on what was begun, until cancelled; `told` is called after answers were handed over."""
+    async def run(self, _told: Callable[[], None], _attend: Attend) -> None:
+        """Carry on what was begun, until cancelled.
+
+        `attend` is the driver's: it calls `handle_ready` whenever there is something, and flushes; `told` is called
+        after answers that came otherwise.
+        """
         await trio.sleep_forever()
 
 
@@ -147,13 +156,13 @@ class Resolver(AnswersDns):
         """Datagrams that answered no question."""
         return self._exchanges.ignored
 
-    async def run(self, told: Callable[[], None]) -> None:
-        """Wait for answers to what was begun, until cancelled. `told` is called after they were handed over."""
+    async def run(self, told: Callable[[], None], attend: Attend) -> None:
+        """Wait for answers to what was begun, until cancelled. See AnswersDns."""
         self._told = told
         try:
             async with trio.open_nursery() as nursery:
                 self._searches = nursery
-                await self._exchanges.run(told)
+                await self._exchanges.run(told, attend)
         finally:
             self._searches = None
 

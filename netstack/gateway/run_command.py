@@ -21,6 +21,7 @@ import trio
 
 from guest_iface.heap import keep_freed_frames
 from guest_iface.link import Link, LinkError, Listener
+from guest_iface.ordinary_frames import OrdinaryFramesLink
 from guest_iface.stream import StdioLink
 from guest_iface.tap import TapLink
 from netstack import __version__
@@ -88,7 +89,8 @@ class Gateway:
         except (EventLogError, RunFailed) as error:
             attachments.close()
             raise RunFailed(str(error)) from error
-        network = replace(config.network, link=link_traits(attachments, config.network.link.mtu))
+        link = link_traits(attachments, config.network.link, config.verify_checksums)
+        network = replace(config.network, link=link)
         resolver = Resolver(
             config.dns_upstreams,
             never_ask=[socket.inet_ntoa(network.gateway_ip)],
@@ -112,6 +114,7 @@ class Gateway:
             hooks=config.hooks,
             event_sink=self._report,
             dial_watch=self.debugging.stories if self.debugging else None,
+            busy_poll=config.busy_poll / 1e6,
         )
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
@@ -245,7 +248,8 @@ class Gateway:
     def serve_in_network(self, port: int, handler: Handler) -> None:
         """Have `handler(stream, (address, port))` called for guests' connections to this port of the gateway.
 
-        256 of them at a time. Its stream is closed when it returns; what it raises is logged and ends nothing else.
+        256 of them at a time, 32 of one guest. Its stream is closed when it returns; what it raises is logged and ends
+        nothing else.
         The port is the gateway's own, whatever list there is; the kill switch and a disabled network close it. Raises
         ValueError for a port that is served already, as 53 is.
         """
@@ -320,7 +324,7 @@ class Gateway:
         self._failure = failure
 
     async def _serve(self, link: Link) -> None:
-        cable = self.wires.lay(link)
+        cable = self.wires.lay(link if self.config.offload else OrdinaryFramesLink(link))
         self._guests += 1
         self._guests_ever += 1
         try:
@@ -405,7 +409,11 @@ async def _serve_with(config: RunConfig, signals: AsyncIterator[int], notificati
     try:
         offload_with = config.network.gateway_mac if config.offload else None
         attachments = open_attachments(
-            config.links, config.network.link.mtu, offload_with, vpnkit_macs=config.vpnkit_macs
+            config.links,
+            config.network.link.mtu,
+            offload_with,
+            vpnkit_macs=config.vpnkit_macs,
+            batch_calls=config.batch_calls,
         )
     except LinkError as error:
         if notifications is not None:

@@ -159,7 +159,7 @@ class Wires:
 
         One without a seed is given one. Frames that wait on the old ones go on at once.
         """
-        from guest_iface.frame_filter import frame_matcher, uses_names
+        from guest_iface.frame_matching import frame_matcher, uses_names
         from guest_iface.impair import ImpairmentCounts
         from guest_iface.impair_spec import Impairment
 
@@ -213,8 +213,10 @@ class Wires:
         shaper = None
         if limit is not None:
             shaper = Shaper(limit, trio.current_time(), bounded=to_guest)
-        # Nobody sums what comes from a guest; and a card that takes partial checksums sums nothing either.
-        receiver_sums = to_guest and not cable.capabilities.segment_offload
+        # A card that takes partial checksums sums nothing, and we sum what comes from a guest if we are told to.
+        receiver_sums = (
+            not cable.capabilities.segment_offload if to_guest else self._driver.stack.settings.link.verify_checksums
+        )
         return Way(
             shaper=shaper,
             rules=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from conformance.policy_wire import OTHER_NAME
@@ -121,15 +122,23 @@ def test_pictures_are_what_their_names_say(lossy: Path, tmp_path: Path) -> None:
 def test_nonsense_is_one_clear_error(wrong_sni: Path, arguments: list[str], message: str) -> None:
     error = run(wrong_sni, *arguments).exception
     assert message in str(error)
+    assert isinstance(error, click.ClickException)
+    assert error.exit_code == 2, "1 is what a flow with something wrong has"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, wrong_sni: Path) -> None:
-    assert "No such file" in str(run(tmp_path / "none.pcap").exception)
     (tmp_path / "text").write_text("hello, this is no capture")
-    assert "expected a pcap or pcapng file" in str(run(tmp_path / "text").exception)
     (tmp_path / "cut").write_bytes(wrong_sni.read_bytes()[:-10])
-    assert "cut off" in str(run(tmp_path / "cut").exception)
-    assert "is the gateway running?" in str(run(f"unix://{tmp_path}/no.sock").exception)
+    for source, said in (
+        (tmp_path / "none.pcap", "No such file"),
+        (tmp_path / "text", "expected a pcap or pcapng file"),
+        (tmp_path / "cut", "cut off"),
+        (f"unix://{tmp_path}/no.sock", "is the gateway running?"),
+    ):
+        error = run(source).exception
+        assert said in str(error)
+        assert isinstance(error, click.ClickException)
+        assert error.exit_code == 2
 
 
 def test_a_file_that_is_cut_off_is_explained_up_to_there(wrong_sni: Path, tmp_path: Path) -> None:

@@ -150,3 +150,14 @@ def test_a_live_trace_forgets() -> None:
         assert flow.number == port + 1
     assert not flows.all
     assert len(flows._open) == LIVE_CONVERSATIONS
+
+
+def test_filters_as_tcpdumps_users_write_them() -> None:
+    frames = failures.c_wrong_sni()
+    opening = traced(frames, filter="tcp[tcpflags] & tcp-syn != 0")
+    assert [line.split()[1] for line in opening] == ["#3", "#4"]
+    assert len(traced(frames, filter="tcp port 443 and host 93.184.216.34")) == 5
+    with pytest.raises(TraceError) as said:
+        traced(frames, filter="ip[8] < 5")
+    assert "only TCP's flags can be compared here" in str(said.value)
+    assert "tcpdump -r FILE -w - EXPRESSION | netstack trace -" in str(said.value), "what to do instead"

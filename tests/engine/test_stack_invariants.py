@@ -240,7 +240,7 @@ class Anything(RuleBasedStateMachine):
     )
     def the_host_speaks_of_flows_there_are_none_of(self, flow: int, address: bytes, data: bytes, failure: int) -> None:
         stack, now = self.stack, self.now
-        if flow not in self.host.streams:
+        if flow not in self.host.streams and flow not in self.host.opening:
             stack.stream_opened(flow, now)
             stack.stream_failed(flow, failure, now)
             stack.stream_sent(flow, 10)

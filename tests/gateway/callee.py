@@ -139,7 +139,7 @@ async def called(**options: object) -> AsyncIterator[Called]:
         network=network_settings(), links=(FdLink(ours.detach()),), dns_upstreams=("127.0.0.1:9",), **options
     )
     events: list[Event] = []
-    gateway = Gateway(config, open_attachments(config.links, 1500), watch=events.append)
+    gateway = Gateway(config, open_attachments(config.links, 1500, batch_calls=config.batch_calls), watch=events.append)
     guest = Callee(theirs)
     with theirs:
         async with trio.open_nursery() as nursery:

@@ -11,6 +11,8 @@ import trio
 from api_client import Said, Served, asked_by_guest, served
 from callee import ADDRESS, ECHO
 
+from netstack.gateway.api import gvproxy
+
 OK, TEXT = 200, "text/plain; charset=utf-8"
 
 
@@ -186,7 +188,23 @@ async def test_a_host_name_as_remote_is_an_answer(tmp_path: Path) -> None:
     """Defect 9 of gvproxy: there, the handler panics and the connection is dropped."""
     async with served(tmp_path) as api:
         said = await api.ask("POST", "/services/forwarder/expose", '{"local":"127.0.0.1:0","remote":"guest:80"}')
-        assert (said.status, said.nosniff) == (500, True)
+        assert (said.status, said.nosniff) == (400, True)
+
+
+async def test_nobody_is_at_port_0_of_a_guest(tmp_path: Path) -> None:
+    """gvproxy accepts it, and every connection to the forward fails."""
+    async with served(tmp_path) as api:
+        text = f"invalid remote addr '{ADDRESS}:0': expected a port from 1 to 65535"
+        for protocol in ("tcp", "udp"):
+            body = {"local": "127.0.0.1:0", "remote": f"{ADDRESS}:0", "protocol": protocol}
+            said = await api.ask("POST", "/services/forwarder/expose", json.dumps(body))
+            assert (said.status, said.body, said.nosniff) == (400, f"{text}\n", True)
+        answer = await api.http.post("/v1/forwards", json=body)
+        assert (answer.status_code, answer.json()) == (422, {"detail": text})
+        async with asked_by_guest(api) as http:
+            answer = await http.post("/services/forwarder/expose", content='{"local":":0","remote":":0"}')
+            assert (answer.status_code, answer.text) == (400, f"{text}\n")
+        assert json.loads((await api.ask("GET", "/services/forwarder/all")).body) == []
 
 
 async def test_zones_grow_as_gvproxys_clients_expect(tmp_path: Path) -> None:
@@ -289,7 +307,9 @@ async def test_a_guest_may_forward_to_itself_and_no_more(tmp_path: Path) -> None
     """Defect 9 of gvproxy, and conformance H: the API inside the network."""
     async with served(tmp_path, guest_api=True, api_token="secret") as api:
         mine = f'{{"local":"127.0.0.1:0","remote":"{ADDRESS}:{ECHO}"}}'
-        assert (await api.ask("POST", "/services/forwarder/expose", mine, Authorization="Bearer secret")).status == OK
+        said = await api.ask("POST", "/services/forwarder/expose", mine, Authorization="Bearer secret")
+        assert said.status == OK
+        operators = json.loads(said.body)["local"]
         async with asked_by_guest(api) as http:
             for path, body, status, text in GUEST_ERRORS:
                 content = body if body is None or isinstance(body, str) else json.dumps(body)
@@ -307,9 +327,32 @@ async def test_a_guest_may_forward_to_itself_and_no_more(tmp_path: Path) -> None
                 assert (await other.get("/services/forwarder/all")).json() == []
                 refused = await other.post("/services/forwarder/unexpose", content=json.dumps({"local": local}))
                 assert (refused.status_code, refused.text) == (500, "proxy not found\n")
+            again = await http.post("/services/forwarder/expose", content=json.dumps({"local": local, "remote": ":9"}))
+            assert (again.status_code, again.text) == (500, f"proxy already running for tcp on {local}\n")
+            kept = await http.post("/services/forwarder/unexpose", content=json.dumps({"local": operators}))
+            assert (kept.status_code, kept.text) == (403, "a guest can only end forwards that it asked for itself\n")
             port = local.split(":")[1]
             gone = await http.post("/services/forwarder/unexpose", content=json.dumps({"local": f":{port}"}))
             assert (gone.status_code, gone.text) == (OK, "")
+
+
+async def test_who_asked_for_a_forward_is_asked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest's forward that the operator replaces is the operator's; and the operator may end a guest's."""
+    monkeypatch.setattr(gvproxy, "MAX_GUEST_FORWARDS", 2)
+    async with served(tmp_path, guest_api=True) as api, asked_by_guest(api) as http:
+
+        async def asks(path: str, **body: str) -> int:
+            return (await http.post(f"/services/forwarder/{path}", content=json.dumps(body))).status_code
+
+        for _ in range(4):
+            await api.gateway.forwards.expose("tcp", "127.0.0.1:0", f"{ADDRESS}:{ECHO}")
+        made = await http.post("/services/forwarder/expose", content=json.dumps({"local": ":0", "remote": f":{ECHO}"}))
+        local = made.json()["local"]
+        await api.gateway.forwards.unexpose("tcp", local)
+        await api.gateway.forwards.expose("tcp", local, f"{ADDRESS}:{ECHO}")
+        assert await asks("unexpose", local=local) == 403
+        assert len(api.gateway.forwards.listing()) == 5, "all the operator's"
+        assert [await asks("expose", local=":0", remote=":7", protocol="udp") for _ in range(3)] == [OK, OK, 500]
 
 
 async def test_a_token_is_wanted_by_every_path(tmp_path: Path) -> None:

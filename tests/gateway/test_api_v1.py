@@ -13,6 +13,7 @@ from api_client import Served, served
 from callee import ADDRESS, CLOSED, ECHO, GATEWAY, until
 from prometheus_client.parser import text_string_to_metric_families
 
+from guest_iface.link import MAX_FRAME
 from netstack.engine.events import FlowClosed, FrameDropped
 from netstack.engine.verdict import ALLOW, Verdict
 from netstack.gateway import records
@@ -142,6 +143,10 @@ async def test_leases_links_and_neighbours(tmp_path: Path) -> None:
         assert (neighbour["address"], neighbour["mac"], neighbour["port"]) == (ADDRESS, mac, 0)
         (link,) = await got(api, "/v1/links")
         assert (link["name"], link["macs"], link["mtu"]) == (neighbour["link"], [mac], 1500)
+        traits = api.gateway.driver.stack.settings.link
+        told = {"segment": 1460, "window": traits.window, "queue_frames": traits.queue_frames}
+        told |= {"largest_frame": MAX_FRAME, "segment_offload": 0, "verified_checksums": False, "batch_calls": True}
+        assert {key: link[key] for key in told} == told
         own = api.gateway.driver.links[0].counters
         assert (link["counters"]["rx_frames"], link["counters"]["tx_bytes"]) == (own.rx_frames, own.tx_bytes)
         counters = await got(api, "/v1/counters")
@@ -150,6 +155,18 @@ async def test_leases_links_and_neighbours(tmp_path: Path) -> None:
         assert (counters["connections_opened"], counters["connections_established"]) == (1, 1)
         info = await got(api, "/v1/info")
         assert (info["gateway"], info["subnet"], info["api"]) == (GATEWAY, "192.168.127.0/24", [f"unix://{api.path}"])
+
+
+async def test_what_is_switched_off_is_said(tmp_path: Path) -> None:
+    asked = {"offload": False, "verify_checksums": True, "batch_calls": False}
+    async with served(tmp_path, **asked) as api, await api.gateway.dial_guest(ADDRESS, ECHO) as stream:
+        await stream.send_all(b"whole sums")
+        assert await stream.receive_some() == b"whole sums"
+        (link,) = await got(api, "/v1/links")
+        told = {"largest_frame": 1518, "verified_checksums": True, "batch_calls": False}
+        assert {key: link[key] for key in told} == told
+        ours = json.loads((await api.ask("GET", "/stats")).body)["Links"][link["name"]]
+        assert (ours["LargestFrame"], ours["VerifiedChecksums"], ours["BatchCalls"]) == (1518, 1, 0)
 
 
 async def test_zones_are_put_whole(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import dns.flags
 import dns.message
 import pytest
 
+from guest_iface.unixgram import UnixgramLink
 from netstack.gateway import doctor
 from netstack.gateway.doctor import Check
 
@@ -204,3 +205,21 @@ def test_what_makes_frames_cheap(monkeypatch: pytest.MonkeyPatch, there: bool):
     assert ("netstack[jumbo]" in sums.advice) is not there
     assert doctor.check_batch_calls in doctor.CHECKS
     assert doctor.check_large_sums in doctor.CHECKS
+
+
+def test_everything_that_makes_it_fast_is_told_with_its_switch():
+    found = {check().name: check().found for check in doctor.CHECKS if check is not doctor.check_resolver}
+    for name, switch in (
+        ("batch calls", "--batch-calls off"),
+        ("busy polling", "--busy-poll"),
+        ("TCP window", "--tcp-window"),
+        ("large frames", "--offload off"),
+        ("checksums", "--verify-checksums on"),
+        ("TAP offload", "--offload off"),
+    ):
+        assert switch in found[name] or found[name].startswith(("see ", "no recvmmsg", "this kernel")), name
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with theirs:
+        link = UnixgramLink.from_fd(ours.detach())
+        assert f"{link.capabilities.queue_frames} frames at MTU 1500" in found["TCP window"]
+        link.close()

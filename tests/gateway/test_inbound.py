@@ -210,6 +210,54 @@ async def test_a_service_that_fails_or_is_full(
     gc.collect()
 
 
+async def test_a_guest_with_many_connections_keeps_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound, "MAX_OF_GUEST", 2)
+    monkeypatch.setattr(inbound, "MAX_CONNECTIONS", 6)
+    served: list[str] = []
+
+    async def idle(stream: trio.SocketStream, client: tuple[str, int]) -> None:
+        served.append(client[0])
+        await stream.receive_some(1)
+
+    async with called() as net:
+        net.gateway.serve_in_network(80, idle)
+        own = net.gateway.driver.inbound
+        ends = []
+
+        def connect(guest: str) -> None:
+            ours, theirs = inbound._pair()
+            try:
+                own._start_handler(80, theirs, (guest, 40_000))
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
+            ends.append(ours)
+
+        for guest in ("192.168.127.2", "192.168.127.3"):
+            connect(guest)
+            connect(guest)
+            with pytest.raises(ConnectionRefusedError, match=rf"2 connections of {guest} are served already"):
+                connect(guest)
+        await until(lambda: len(served) == 4)
+        # By its own link it is reset, as at a port where nobody is.
+        await net.guest.open(80)
+        await until(lambda: net.guest.heard)
+        assert str(net.guest.heard.pop().flags) == "RA"
+        # Programs on the host have no such bound, but the one that is for all.
+        tunnels = [await net.gateway.dial_guest(GATEWAY, 80) for _ in range(2)]
+        with pytest.raises(ConnectionRefusedError, match="6 connections are served already"):
+            await net.gateway.dial_guest(GATEWAY, 80)
+        for stream in tunnels:
+            await stream.aclose()
+        ends.pop(0).close()
+        await until(lambda: own._services[80].by_guest == {"192.168.127.2": 1, "192.168.127.3": 2})
+        connect("192.168.127.2")
+        for end in ends:
+            end.close()
+        await until(lambda: not own._services[80].by_guest)
+
+
 async def test_a_reset_by_the_guest_ends_the_stream() -> None:
     async with called() as net, await net.gateway.dial_guest(ADDRESS, RESETS) as stream:
         await stream.send_all(b"x")

@@ -29,6 +29,7 @@ from netstack.engine.settings import NetworkSettings, Zone, ZoneRecord
 from netstack.engine.zones import Zones
 from netstack.gateway import resolv_conf
 from netstack.gateway import resolver as module
+from netstack.gateway.busy_poll import BusyPoll
 from netstack.gateway.resolv_conf import LOCALHOST, TIMEOUT, Configuration, Server, parse_resolv_conf, parse_server
 from netstack.gateway.resolver import DEADLINE, Resolver
 
@@ -43,7 +44,7 @@ class Begins(Resolver):
     async def ask(self, message: bytes) -> bytes | None:
         if not self._runs:
             self._runs = True
-            trio.lowlevel.spawn_system_task(self.run, lambda: None)
+            trio.lowlevel.spawn_system_task(self.run, lambda: None, BusyPoll(lambda _now: False).attend)
             await trio.testing.wait_all_tasks_blocked()
         over = trio.Event()
         answers: list[bytes | None] = []

@@ -7,19 +7,27 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import dpkt
 import pytest
 import trio
 import trio.testing
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from guest_iface.link import LinkError
+from guest_iface.tap import TapLink
+from guest_iface.vnet_header import BAD_HEADER, NEEDS_CSUM, VnetHeader
 from netstack.config import FdLink, ListenLink, RunConfig, TcpEndpoint, UnixEndpoint, network_settings
+from netstack.engine.settings import LinkTraits
 from netstack.engine.verdict import REFUSE, Verdict
 from netstack.gateway import RunFailed, run_command, signals
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
@@ -129,12 +137,40 @@ def test_tcp_listener():
 async def test_the_engine_is_told_of_the_most_careful_link(pair: tuple[int, socket.socket], tmp_path: Path):
     fd, _ = pair
     stream_only = open_attachments((ListenLink("qemu", UnixEndpoint(tmp_path / "qemu")),), 9000)
-    traits = link_traits(stream_only, 9000)
+    traits = link_traits(stream_only, LinkTraits(mtu=9000))
     assert (traits.mtu, traits.queue_frames, traits.verify_checksums) == (9000, 65_536, False)
     stream_only.close()
     datagrams = opened(configuration(fd))
-    assert link_traits(datagrams, 1500).queue_frames == datagrams.links[0].capabilities.queue_frames
+    assert link_traits(datagrams, LinkTraits()).queue_frames == datagrams.links[0].capabilities.queue_frames
+    for asked, verified in ((None, False), (True, True), (False, False)):
+        assert link_traits(datagrams, LinkTraits(), asked).verify_checksums is verified
+    datagrams.links[0].capabilities = replace(datagrams.links[0].capabilities, reliable_bytes=False)
+    for asked, verified in ((None, True), (True, True), (False, False)):
+        assert link_traits(datagrams, LinkTraits(), asked).verify_checksums is verified
     datagrams.close()
+
+
+async def test_partial_checksums_of_a_tap_are_completed_for_whoever_verifies_them():
+    """Its header says which they are. The descriptor is a socket here, which keeps frames apart as a TAP does."""
+    ends = {"src": "192.168.127.2", "dst": "192.168.127.1"}
+    right = bytes(Ether(dst=GATEWAY_MAC, src="5a:94:ef:e4:0c:ee") / IP(**ends) / UDP(dport=9) / Raw(b"x" * 999))
+    pseudo = sum(struct.unpack("!4H", right[26:34])) + 17 + len(right) - 34
+    partial = right[:40] + (pseudo % 0xFFFF).to_bytes(2, "big") + right[42:]
+    header = VnetHeader(NEEDS_CSUM, checksum_start=34, checksum_offset=6).encode()
+    for asked, expected in ((True, right), (None, partial)):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.setblocking(False)
+            tap = TapLink(ours.detach(), "tap9", mtu=1500, queue_frames=1000, offload_with=GATEWAY_MAC)
+            attachments = Attachments(links=[tap])
+            assert link_traits(attachments, LinkTraits(), asked).verify_checksums is (asked is True)
+            theirs.send(header + partial)
+            theirs.send(VnetHeader().encode() + right)
+            theirs.send(header[:6] + b"\xff\xff\xff\xff" + partial)
+            received = await tap.receive_batch()
+            assert received == ([expected, right] if asked else [expected, right, partial])
+            assert tap.counters.drops == ({BAD_HEADER: 1} if asked else {})
+            attachments.close()
 
 
 async def test_a_guest_on_an_inherited_socket_is_answered_and_its_end_ends_the_gateway(pair: tuple[int, socket.socket]):

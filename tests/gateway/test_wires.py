@@ -248,6 +248,26 @@ async def test_limits_are_each_links_own_and_change_while_it_runs(autojump_clock
     assert limits_of(Shaping(tx_kbps=100, burst=5)) == Limits(tx=Limit(100, 5))
 
 
+@pytest.mark.parametrize("verified", [True, None])
+async def test_damage_from_a_guest_is_found_by_whoever_looks_at_checksums(*, verified: bool | None) -> None:
+    """By us, if we verify them; else the impairment drops what a checksum would have shown."""
+    datagram = bytes(
+        Ether(src="5a:94:ef:e4:0c:ee", dst="5a:94:ef:e4:0c:dd")
+        / IP(src="192.168.127.2", dst="192.168.127.1")
+        / UDP(sport=5000, dport=53)
+        / bytes(1400)
+    )
+    async with running(impair=("dir=from-guest corrupt 100% seed 1",), verify_checksums=verified) as rig:
+        for _ in range(20):
+            rig.links[0].put(datagram)
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        (counts,) = rig.gateway.wires.counts()
+        dropped = rig.gateway.driver.stack.dropped
+        found = dropped.get("udp-checksum", 0) + dropped.get("ip-checksum", 0)
+        assert counts["corrupted"] == 20
+        assert (found > 15, counts["unreadable"] > 15) == (bool(verified), not verified)
+
+
 async def test_impairments_of_the_configuration_and_others_in_their_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -140,3 +140,10 @@ def exchange(ours: socket.socket, theirs: socket.socket, body: bytes) -> bytes:
         received += data
     sending.join()
     return bytes(received)
+
+
+def test_checksums_are_verified_where_somebody_wants_that(fresh, tmp_path: Path) -> None:
+    """The kernel leaves them partial and says so in the header: then they are completed, and looked at."""
+    network = fresh("tap", options=["--offload", "on", "--verify-checksums", "on"])
+    assert features(network)["tx-checksumming"] == "on"
+    both_ways(network, tmp_path / "body", SMALL)

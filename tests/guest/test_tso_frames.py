@@ -75,3 +75,20 @@ def test_lost_frames_are_repeated(fresh, body_file: Path, direction: str) -> Non
     network: Network = fresh("dgram", bridge=[*BRIDGE, direction, "loss=2", "--seed", "3"])
     assert upload(network, body_file, SIZE) == [payload.sha256(SIZE), str(SIZE)]
     assert download(network, LESS) == payload.sha256(LESS)
+
+
+def test_a_guest_without_full_checksums_is_not_heard_where_they_are_verified(fresh) -> None:
+    """Nothing says that they are partial. The warning at the start does, and the events name the reason."""
+    network: Network = fresh("dgram", bridge=BRIDGE, options=["--verify-checksums", "on", "--events", "-"])
+    assert "--verify-checksums on: a guest on a socket" in network.gateway.process.log
+    code = network.guest.run("curl", "-s", "-m", "2", f"http://{PUBLIC}/", check=False).returncode
+    assert code == 28, "curl: timeout"
+    assert '"reason":"tcp-checksum"' in network.gateway.process.log
+
+
+def test_frames_beyond_the_mtu_are_dropped_where_nobody_wants_them(fresh, body_file: Path) -> None:
+    """Requests and downloads go on; an upload does not, until the guest's card cuts the frames itself."""
+    network: Network = fresh("dgram", bridge=BRIDGE, options=["--offload", "off"])
+    assert download(network, 1 << 20) == payload.sha256(1 << 20)
+    text = ["-s", "-m", "3", "-T", str(body_file), f"http://{PUBLIC}/upload"]
+    assert network.guest.run("curl", *text, check=False).returncode == 28, "curl: timeout"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -258,3 +259,17 @@ async def test_a_quiet_link_waits_without_a_read_in_vain(
             guest.send(frame_of(62))
         assert received == [frame_of(62)]
         assert reads == 2
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_link_can_do_without(pair: tuple[socket.socket, socket.socket], *, wanted: bool) -> None:
+    ours, guest = pair
+    async with running(UnixgramLink.from_fd(os.dup(ours.fileno()), batch_calls=wanted)) as link:
+        assert link.capabilities.batch_calls is wanted
+        assert (link._batch_calls is not None) is wanted
+        for frames in (FRAMES[:MIN_BATCH], FRAMES[:BATCH]):
+            for frame in frames:
+                guest.send(frame)
+            assert await receive_frames(link, len(frames)) == frames
+            link.send_batch(frames)
+            assert everything(guest) == frames

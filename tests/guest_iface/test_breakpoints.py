@@ -184,3 +184,26 @@ async def test_watchers_see_what_passes_when_it_does() -> None:
     points.remove(point.number)
     wrapped.send_batch([b"c"])
     assert len(seen) == 3
+
+
+async def test_frames_are_taken_without_waiting_while_there_is_no_breakpoint(nursery: trio.Nursery) -> None:
+    class Polled(QueueLink):
+        descriptor = 7
+        holds_frames = True
+
+        def receive_now(self, _limit: int = 64) -> list[bytes]:
+            return self._said.receive_nowait()
+
+    link, points = Polled(), Breakpoints()
+    wrapped = points.wrap(link)
+    assert (wrapped.descriptor, wrapped.holds_frames) == (7, True)
+    link.put.send_nowait([b"a", b"b"])
+    assert wrapped.receive_now() == [b"a", b"b"]
+    point = points.add("x", has(b"x"))
+    reader = Reader(wrapped)
+    nursery.start_soon(reader.run)
+    link.put.send_nowait([b"x1"])
+    assert wrapped.receive_now() == []
+    assert await reader.now() == []
+    assert points.remove(point.number) == 1
+    assert await reader.now() == [b"x1"]

@@ -12,7 +12,7 @@ import trio.testing
 
 from guest_iface.cable import BEHIND, Cable
 from guest_iface.cable_way import Way
-from guest_iface.frame_filter import frame_matcher
+from guest_iface.frame_matching import frame_matcher
 from guest_iface.impair import Impairer
 from guest_iface.impair_spec import parse_impairment
 from guest_iface.link import BATCH, Link, LinkCapabilities, LinkClosed, LinkCounters
@@ -328,3 +328,30 @@ def test_a_way_says_when_it_has_something() -> None:
         assert made.clear() == [frame_of(60)]
 
     trio.run(main)
+
+
+class PolledLink(TimedLink):
+    """One whose frames can be taken without waiting."""
+
+    descriptor = 7
+    holds_frames = True
+
+    def receive_now(self, limit: int = BATCH) -> list[bytes]:
+        return [self._receive.receive_nowait() for _ in range(min(limit, self.unread))]
+
+
+async def test_frames_are_taken_without_waiting_where_nothing_is_on_the_way() -> None:
+    witness, link = Witness(), PolledLink()
+    cable = Cable(link, [witness])
+    assert (cable.descriptor, cable.holds_frames) == (7, True)
+    link.put(*(frames := [frame_of(60, number) for number in range(4)]))
+    assert cable.receive_now(1) == frames[:1]
+    assert cable.receive_now() == frames[1:]
+    assert witness.heard[2:] == [("hold", 1, frames[:1]), ("release", 0, []), ("hold", 1, frames[1:])]
+    link.put(late := frame_of(60, 5))
+    cable.put_on(way("delay 10ms"), None)
+    assert cable.receive_now() == []
+    assert link.unread == 1
+    cable.put_on(None, None)
+    assert cable.receive_now() == [late]
+    cable.close()

@@ -16,7 +16,8 @@ from guest_iface import pcapng
 from guest_iface.capture import MAX_INTERFACES, Capture, CaptureWriter
 from guest_iface.capture_file import MIN_FILE_BYTES
 from guest_iface.capture_stream import CaptureStream
-from guest_iface.frame_filter import frame_matcher, parse_filter
+from guest_iface.frame_filter import parse_filter
+from guest_iface.frame_matching import frame_matcher
 from guest_iface.pcapng import INBOUND, OUTBOUND
 from tests.guest_iface.conftest import frame_of
 from tests.guest_iface.test_capture import PINGS, blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Collection
 
@@ -25,18 +26,19 @@ from guest_iface.frame_filter import (
     FlowEnds,
     Host,
     Known,
+    LibpcapOnlyError,
     Name,
     Not,
     NumberedFlow,
     Or,
     Port,
     Protocols,
-    frame_matcher,
     parse_filter,
     parse_words,
     split_words,
-    uses_names,
 )
+from guest_iface.frame_matching import frame_matcher, uses_names
+from guest_iface.libpcap_words import TcpFlags
 
 GUEST_MAC, GATEWAY_MAC = "5a:94:ef:e4:0c:ee", "5a:94:ef:e4:0c:dd"
 GUEST, SITE = "192.168.127.2", "93.184.216.34"
@@ -114,6 +116,24 @@ class Gateway(Known):
         ("name PyPI.org. and port 22", "options"),
         ("name *.org and src port 443", "page"),
         ("name other.org", ""),
+        # libpcap's other ways to say it.
+        ("tcp port 22 or 80", "options vlan"),
+        ("tcp src port 443 or 22", "page"),
+        ("udp port 53 or 7001", "dns first"),
+        ("port domain or https", "web page dns six"),
+        (f"not host {SITE} and not 192.168.127.1", "vlan six six-later cut"),
+        (f"src {SITE}", "page"),
+        (GUEST, "web page dns ping options first later vlan arp"),
+        ("src or dst port 443", "web page six"),
+        ("src and dst net 192.168.127", "dns arp"),
+        ("src net 93.184 or 192.168.127.0/24 and arp", "page arp"),
+        ("net 10", "vlan"),
+        ("net 10.1.0.0 mask 255.255.0.0", "vlan"),
+        ("ip proto 6", "web page options vlan"),
+        ("ip6 proto \\udp", "six-later"),
+        ("proto icmp or ether proto 0x0806", "ping arp"),
+        ("ip host 192.168.127.1", "dns"),
+        ("arp host 192.168.127.1", "arp"),
     ],
 )
 def test_what_is_meant(text: str, meant: str) -> None:
@@ -121,10 +141,37 @@ def test_what_is_meant(text: str, meant: str) -> None:
     assert " ".join(name for name, each in FRAMES.items() if matches(each)) == meant
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("tcp[tcpflags] & tcp-syn != 0", "S SA"),
+        ("tcp[tcpflags] & (tcp-syn|tcp-fin) != 0", "S SA FA"),
+        ("tcp[13]&2!=0", "S SA"),
+        ("(tcp[13] & 0x02) != 0", "S SA"),
+        ("tcp[tcpflags] == tcp-syn", "S"),
+        ("tcp[tcpflags] = tcp-syn|tcp-ack", "SA"),
+        ("tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn", "S"),
+        ("tcp[tcpflags] & tcp-push = 0", "S SA FA R CE"),
+        ("not tcp[tcpflags] & tcp-ack != 0 and tcp port 80", "S R CE"),
+        ("tcp[tcpflags] & (tcp-ece | tcp-cwr) != 0", "CE"),
+    ],
+)
+def test_flags_of_tcp(text: str, meant: str) -> None:
+    flags = ("S", "SA", "FA", "PA", "R", "CE")
+    frames = {each: frame(IP(src=GUEST, dst=SITE) / TCP(dport=80, flags=each)) for each in flags}
+    matches = frame_matcher(parse_filter(text))
+    assert " ".join(name for name, each in frames.items() if matches(each)) == meant
+    six = bytes(Ether() / IPv6(src="2001:db8::2", dst="2001:db8::9") / TCP(dport=80, flags="S"))
+    assert matches(six) is ("S" in meant.split()), "in IPv6 too"
+    assert not matches(FRAMES["later"]), "UDP, and a fragment"
+
+
 @given(st.binary(max_size=200))
 def test_no_frame_raises(data: bytes) -> None:
     read_fields(data)
-    matches = frame_matcher(parse_filter("tcp port 443 or host 10.0.0.1 or ip6 and not flow 17 or name a"), Gateway())
+    matches = frame_matcher(
+        parse_filter("tcp port 443 or host 10.0.0.1 or ip6 and not flow 17 or name a or tcp[13]=1"), Gateway()
+    )
     matches(data)
     matches(data[:12] + b"\x08\x00\x45" + data)
     matches(data[:12] + b"\x86\xdd\x60" + data)
@@ -140,6 +187,7 @@ terms = st.one_of(
     st.builds(lambda address, length, side: Host(ipaddress.ip_network((address, length), strict=False), side),
               addresses, st.integers(0, 32), sides),
     st.builds(lambda one, other, side: Port(min(one, other), max(one, other), side), ports, ports, sides),
+    st.builds(TcpFlags, st.integers(0, 255), st.integers(0, 255), st.booleans()),
     st.builds(EtherHost, st.binary(min_size=6, max_size=6), sides),
     st.builds(lambda kind, one, other: Flow(FlowEnds(kind, one, other)), st.sampled_from([1, 6, 17, 58]), ends, ends),
     st.integers(0, 10**17).map(NumberedFlow),
@@ -180,10 +228,46 @@ def test_a_filter_in_words_reads_back_the_same(made: Filter) -> None:
         ("flow tcp 10.0.0.1:1 [::1]:70000", "expected an end of the flow"),
         ("not " * (MAX_DEPTH + 1) + "tcp", "at most 32 parentheses"),
         ("tcp or " * MAX_TEXT, "expected at most 4096"),
+        ("port nosuchservice", "expected a port such as 443"),
+        ("net 10.0.0.0 mask 255.0.255.0", "expected a network such as"),
+        ("net 10.0.0.0 mask", "expected a netmask at the end"),
+        ("net 300", "expected a network such as"),
+        ("80", "expected host, net"),
+        ("src 80", "expected host, net or port instead of '80'"),
+        ("host 10.0.0.1 or 80", "expected host, net"),
     ],
 )
 def test_what_cannot_be_read_is_explained(text: str, said: str) -> None:
     with pytest.raises(FilterError, match=said):
+        parse_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ip[8] < 5", r"'ip\[8\] < 5': of the bytes of headers only TCP's flags can be compared here"),
+        ("icmp[icmptype] == icmp-echo", "only TCP's flags can be compared here"),
+        ("tcp[0:2] = 80", "only TCP's flags can be compared here"),
+        ("tcp[tcpflags] & tcp-syn", "expected a test of TCP's flags such as"),
+        ("tcp[13] > 2", "expected a test of TCP's flags such as"),
+        ("tcp[tcpflags] & tcp-sin != 0", "expected flags by their names .tcp-fin, tcp-syn"),
+        ("tcp[tcpflags] = 256", "expected flags from 0 to 255"),
+        ("greater 1000", "'greater' is one of libpcap's words that are not read here: lengths cannot be chosen"),
+        ("tcp and len > 100", "'len' is one of libpcap's words"),
+        ("broadcast", "write: ether host ff:ff:ff:ff:ff:ff"),
+        ("vlan 7 and port 80", "leave it out"),
+        ("ip proto gre", "expected tcp, udp, icmp, icmp6 or its number instead of 'gre'"),
+        ("ether proto 0x88cc", "expected ip, ip6, arp or its number"),
+    ],
+)
+def test_what_only_libpcap_can_choose_is_said_to_be_that(text: str, said: str) -> None:
+    with pytest.raises(LibpcapOnlyError, match=said):
+        parse_filter(text)
+
+
+@given(st.text("tcp[]()&|!=<>0123456789 -flags.\\", max_size=60))
+def test_no_text_raises_anything_else(text: str) -> None:
+    with contextlib.suppress(FilterError):
         parse_filter(text)
 
 

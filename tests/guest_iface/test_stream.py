@@ -337,3 +337,41 @@ async def test_stdio_on_a_terminal_is_refused() -> None:
         StdioLink(stdin=theirs, stdout=theirs)
     os.close(ours)
     os.close(theirs)
+
+
+async def test_what_is_there_is_taken_without_waiting() -> None:
+    async with stream_pair() as (link, guest):
+        assert link.receive_now() == []
+        frames = [frame_of(20, number) for number in range(70)]
+        await guest.send_all(qemu(*frames)[:-1])
+        # One read brings them all, and the descriptor tells of none of those that are held.
+        assert link.receive_now(1) == frames[:1]
+        assert link.holds_frames
+        assert link.receive_now(BATCH) == frames[1 : 1 + BATCH]
+        assert link.holds_frames
+        assert link.receive_now(BATCH) == frames[1 + BATCH : -1]
+        assert not link.holds_frames
+        assert link.receive_now() == []
+        await guest.send_all(qemu(*frames)[-1:])
+        assert await link.receive_batch() == frames[-1:]
+
+
+async def test_an_end_found_without_waiting_is_told_to_the_reader() -> None:
+    async with stream_pair() as (link, guest):
+        outcome: list[LinkError] = []
+
+        async def read() -> None:
+            try:
+                await link.receive_batch()
+            except LinkError as error:
+                outcome.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            await guest.send_all(struct.pack(">I", 13) + bytes(13))
+            assert link.receive_now() == []
+        assert "a frame of 13 bytes is announced" in str(outcome[0])
+        assert link.receive_now() == []
+        with pytest.raises(LinkError, match="a frame of 13 bytes is announced"):
+            await link.receive_batch()

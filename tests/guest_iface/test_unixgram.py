@@ -477,3 +477,21 @@ async def test_granted_buffers_are_known(directory: Path) -> None:
     assert send_buffer >= 100_000
     assert receive_buffer >= 100_000
     link.close()
+
+
+async def test_frames_are_taken_without_waiting_and_a_death_does_not_raise() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    link = UnixgramLink.from_fd(ours.detach())
+    frames = [frame_of(60, number) for number in range(3)]
+    for frame in frames:
+        theirs.send(frame)
+    assert link.receive_now(1) == frames[:1]
+    assert link.receive_now() == frames[1:]
+    assert link.receive_now() == []
+    theirs.close()
+    link.send_batch(frames)
+    assert link.receive_now() == []
+    with pytest.raises(LinkClosed):
+        await link.receive_batch()
+    link.close()
+    assert link.receive_now() == []

@@ -11,7 +11,17 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from guest_iface.vnet_header import BAD_HEADER, GSO_NONE, GSO_TCPV4, NEEDS_CSUM, SIZE, VnetHeader, decode, finish
+from guest_iface.vnet_header import (
+    BAD_HEADER,
+    GSO_NONE,
+    GSO_TCPV4,
+    NEEDS_CSUM,
+    SIZE,
+    VnetHeader,
+    complete,
+    decode,
+    finish,
+)
 
 ENDS = {"src": "192.168.127.2", "dst": "192.168.127.3"}
 FIELD = st.integers(0, 0xFFFF)
@@ -59,6 +69,20 @@ def test_a_checksum_is_completed(text: bytes, tagged: bool, kind: tuple[type[Pac
     header = VnetHeader(NEEDS_CSUM, checksum_start=start, checksum_offset=offset)
     [finished] = finish(header, partial(whole, start, offset))
     assert finished == whole
+
+
+@given(st.binary(max_size=4000))
+def test_a_large_frame_is_completed_in_one_piece(text: bytes) -> None:
+    whole = framed(IP(**ENDS) / TCP() / Raw(text))
+    header = VnetHeader(NEEDS_CSUM, GSO_TCPV4, 54, 1000, 34, 16)
+    assert complete(header, partial(whole, 34, 16)) == [whole]
+    assert complete(VnetHeader(), whole) == [whole]
+
+
+@given(HEADERS, st.binary(max_size=200))
+def test_whatever_a_guest_writes_is_completed_or_refused(header: VnetHeader, frame: bytes) -> None:
+    made = complete(header, frame)
+    assert made == BAD_HEADER or list(map(len, made)) == [len(frame)]
 
 
 def test_a_udp_checksum_of_zero_is_written_as_ones() -> None:

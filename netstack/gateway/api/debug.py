@@ -10,7 +10,8 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
 from guest_iface.breakpoints import FROM_GUEST, TO_GUEST, Breakpoint, TooManyError
-from guest_iface.frame_filter import FilterError, frame_matcher, parse_filter, uses_names
+from guest_iface.frame_filter import FilterError, parse_filter
+from guest_iface.frame_matching import frame_matcher, uses_names
 from guest_iface.link import MAX_FRAME, MIN_FRAME
 from netstack.wire import ethernet, ipv4
 

@@ -1,5 +1,7 @@
 """`/stats`: gvproxy's structure, with what this stack counts. A zero that cannot become anything else says so here.
 
+One key is ours: `Links`, what each link can do. Go leaves out of an object what it does not know.
+
 gVisor's names stay, whatever they are called here. Where its stack does something that ours never does (IPv6, IGMP,
 forwarding between networks, cookies against SYN floods), the number is 0 because it is 0.
 """
@@ -66,6 +68,7 @@ def statistics(gateway: Gateway) -> dict[str, Any]:
             "PacketsSent": {"Dropped": 0, "IGMPPacketStats": dict.fromkeys(_IGMP, 0)},
         },
         "IP": _ip(gateway),
+        "Links": _links(gateway),
         "NICs": {
             "DisabledRx": {"Bytes": 0, "Packets": drops.get("network-disabled", 0)},
             "MalformedL4RcvdPackets": _total(drops, "tcp-", _MALFORMED_TCP) + _total(drops, "udp-", _MALFORMED_UDP),
@@ -169,6 +172,24 @@ def _ip(gateway: Gateway) -> dict[str, Any]:
         "PacketsReceived": received,
         "PacketsSent": counters.packets_sent + counters.segments_sent,
         "ValidPacketsReceived": received - malformed,
+    }
+
+
+def _links(gateway: Gateway) -> dict[str, dict[str, int]]:
+    """By name; truths are 0 and 1. Two of one name (fd 3 can come twice, after its end) are one."""
+    traits = gateway.driver.stack.settings.link
+    return {
+        link.name: {
+            "BatchCalls": int(link.capabilities.batch_calls),
+            "LargestFrame": link.capabilities.largest_frame,
+            "MTU": link.capabilities.mtu,
+            "QueueFrames": link.capabilities.queue_frames,
+            "SegmentBytes": traits.mss,
+            "SegmentOffload": link.capabilities.segment_offload,
+            "VerifiedChecksums": int(traits.verify_checksums),
+            "WindowBytes": traits.window,
+        }
+        for link in gateway.driver.links.values()
     }
 
 

@@ -169,13 +169,17 @@ class _Forwards:
             remote = _remote(remote, request)
         local = self._permitted(request, protocol, wanted.get("local", ""), remote)
         try:
-            forward = await self._forwards.expose(protocol, local, remote)
+            forward = await self._forwards.expose(protocol, local, remote, asked_by=self._guest(request))
         except ForwardError as problem:
-            raise _Wrong(500, str(problem)) from None
+            raise _Wrong(problem.status, str(problem)) from None
         if protocol in ("tcp", "udp") and local.endswith(":0"):
             # Whoever asks for port 0 wants to know which one it is. gvproxy does not say.
             return _answer({"local": forward.local, "remote": forward.remote, "protocol": forward.protocol})
         return _done()
+
+    def _guest(self, _request: Request) -> str:
+        """The guest who asks, if it is one."""
+        return ""
 
     def _permitted(self, _request: Request, _protocol: str, local: str, _remote: str) -> str:
         """The local end as it may be opened. Raises _Wrong."""
@@ -197,14 +201,18 @@ class _Forwards:
 
 
 class _GuestForwards(_Forwards):
-    """The same for a guest: from loopback addresses of the host, by TCP and UDP, to itself."""
+    """The same for a guest: from loopback addresses of the host, by TCP and UDP, to itself.
+
+    It sees what leads to it, and ends what it has asked for itself.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__(gateway)
         self._asking = trio.Lock()
 
     def _listing(self, request: Request) -> list[dict[str, str]]:
-        return [each for each in super()._listing(request) if _leads_to(each, _asker(request))]
+        asker = _asker(request)
+        return [each for each in super()._listing(request) if _leads_to(each["protocol"], each["remote"], asker)]
 
     async def expose(self, request: Request) -> Response:
         async with self._asking:  # one after the other, or the bound below would be none
@@ -218,14 +226,22 @@ class _GuestForwards(_Forwards):
         if host != asker:
             raise _Wrong(403, f"a guest can only forward to itself ({asker}), not to {host}")
         local = _on_loopback(local)
-        if len(self._listing(request)) >= MAX_GUEST_FORWARDS:
+        if sum(each.asked_by == asker for each in self._forwards.listing()) >= MAX_GUEST_FORWARDS:
             raise _Wrong(500, f"there are {MAX_GUEST_FORWARDS} forwards to {asker} already")
         return local
 
+    def _guest(self, request: Request) -> str:
+        return _asker(request)
+
     def _own(self, request: Request, protocol: str, local: str) -> str:
         local = _on_loopback(local)
-        if any((each["protocol"], each["local"]) == (protocol, local) for each in self._listing(request)):
-            return local
+        asker = _asker(request)
+        for each in self._forwards.listing():
+            if (each.protocol, each.local) == (protocol, local):
+                if each.asked_by == asker:
+                    return local
+                if not each.asked_by and _leads_to(protocol, each.remote, asker):
+                    raise _Wrong(403, "a guest can only end forwards that it asked for itself")
         raise _Wrong(500, "proxy not found")
 
 
@@ -233,10 +249,8 @@ def _asker(request: Request) -> str:
     return request.client.host if request.client is not None else ""
 
 
-def _leads_to(forward: Mapping[str, str], guest: str) -> bool:
-    if forward["protocol"] not in ("tcp", "udp"):
-        return False
-    return forward["remote"].rpartition(":")[0] == guest
+def _leads_to(protocol: str, remote: str, guest: str) -> bool:
+    return protocol in ("tcp", "udp") and remote.rpartition(":")[0] == guest
 
 
 def _remote(remote: str, request: Request) -> str:

@@ -135,6 +135,7 @@ def totals(gateway: Gateway) -> models.Counters:
     """Every counter, for `/v1/counters` and `/metrics`."""
     stack = gateway.driver.stack
     counters, gauges = stack.counters, snapshot.gauges(stack)
+    polled = gateway.driver.busy_poll
     return models.Counters(
         links=_counts(gateway.driver.link_totals()),
         packets_received=counters.packets_received,
@@ -151,6 +152,7 @@ def totals(gateway: Gateway) -> models.Counters:
         flows_open=snapshot.open_flows(stack),
         dropped=dict(stack.dropped),
         refused=dict(stack.judge.refusals),
+        busy_poll=models.BusyPoll(limit_us=polled.limit * 1e6, patience_us=polled.patience * 1e6, batches=polled.found),
     )
 
 
@@ -204,6 +206,7 @@ def _add_state(made: APIRouter, gateway: Gateway) -> None:
     async def list_links() -> list[models.Link]:
         """The links that guests are on, what they can carry and what they have carried."""
         table = driver.switch.table(trio.current_time())
+        traits = driver.stack.settings.link
         return [
             models.Link(
                 port=port,
@@ -212,6 +215,10 @@ def _add_state(made: APIRouter, gateway: Gateway) -> None:
                 largest_frame=link.capabilities.largest_frame,
                 queue_frames=link.capabilities.queue_frames,
                 segment_offload=link.capabilities.segment_offload,
+                segment=traits.mss,
+                window=traits.window,
+                verified_checksums=traits.verify_checksums,
+                batch_calls=link.capabilities.batch_calls,
                 guests=link.counters.guests,
                 backlog=link.backlog,
                 macs=[entry.mac.hex(":") for entry in table if entry.port == port],
