@@ -231,12 +231,14 @@ class JournalPlayer:
         if count > len(arrived):
             raise ValueError(f"{count} frames of {len(arrived)}")
         which = int.from_bytes(bits, "little") if bits else -1
+        batch = []
         for number in range(count):
             frame = arrived.popleft().frame
             passes = which >> number & 1
             self.skipped.append("" if passes else "not for the gateway")
             if passes:
-                self._stack.receive_frame(frame, self.now)
+                batch.append(frame)
+        self._stack.receive_frames(batch, self.now)
 
     def _carry_out(self, asked: list[effects.Effect]) -> None:
         """What was done about it is in the journal; here it is only told."""

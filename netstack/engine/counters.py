@@ -74,7 +74,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.frames = 0
-        """Frames handed to `receive_frame`: whoever hands them over adds them, once a batch."""
+        """Frames handed to `receive_frames`: whoever hands them over adds them, once a batch."""
         self.long_way = 0
         """Those that the hot path did not take."""
         self.packets_long_way = 0

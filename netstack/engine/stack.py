@@ -1,6 +1,6 @@
 """The whole engine: joins the parts, decides nothing itself.
 
-Frames of the guest go in by `receive_frame`, what happens on the host side by the `stream_*`, `datagram_*`, `echo_*`
+Frames of the guest go in by `receive_frames`, what happens on the host side by the `stream_*`, `datagram_*`, `echo_*`
 and `dns_*` methods, time by `advance`. Then `take_effects` says what is asked of the driver, `take_frames` what goes to
 the guest, and `next_deadline` when `advance` is wanted. No call blocks, and no frame makes one raise.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence, Set
 from struct import Struct
 from typing import Final
 
+from netstack.engine.acknowledgements import MIN_BATCH, without_superseded
 from netstack.engine.counters import Counters
 from netstack.engine.dhcp_server import DhcpServer
 from netstack.engine.dns_port import PORT as DNS_PORT
@@ -124,7 +125,7 @@ class Stack:
 
     @property
     def counters(self) -> Counters:
-        """What was received and sent so far. Whoever calls `receive_frame` adds its frames, once a batch."""
+        """What was received and sent so far. Whoever calls `receive_frames` adds its frames, once a batch."""
         return self._counters
 
     def note_drop(self, reason: str) -> None:
@@ -132,6 +133,11 @@ class Stack:
         self._outbox.drop(reason)
 
     # -- frames from the guest -------------------------------------------------------------------------------
+
+    def receive_frames(self, frames: Sequence[bytes], now: float) -> None:
+        """Process a batch of frames, as `receive_frame` does each, but for acknowledgements that are out of date."""
+        for frame in without_superseded(frames) if len(frames) >= MIN_BATCH else frames:
+            self.receive_frame(frame, now)
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""

@@ -225,6 +225,21 @@ class SendBuffer:
 
     def slice(self, position: int, length: int) -> bytes:
         """`length` bytes from `position`; both must lie between `start` and `end`."""
+        chunk, offset = self.run_at(position)
+        piece = chunk[offset : offset + length]
+        if len(piece) == length:
+            return piece
+        chunks, index = self._chunks, self._cursor_index
+        parts = [piece]
+        length -= len(piece)
+        while length:
+            index += 1
+            parts.append(chunks[index][:length])
+            length -= len(parts[-1])
+        return b"".join(parts)
+
+    def run_at(self, position: int) -> tuple[bytes, int]:
+        """The piece that holds the byte at `position`, between `start` and `end`, and where in it that byte is."""
         chunks = self._chunks
         index, start = self._cursor_index, self._cursor_start
         if position < start:
@@ -233,17 +248,7 @@ class SendBuffer:
             start += len(chunks[index])
             index += 1
         self._cursor_index, self._cursor_start = index, start
-        offset = position - start
-        piece = chunks[index][offset : offset + length]
-        if len(piece) == length:
-            return piece
-        parts = [piece]
-        length -= len(piece)
-        while length:
-            index += 1
-            parts.append(chunks[index][:length])
-            length -= len(parts[-1])
-        return b"".join(parts)
+        return chunks[index], position - start
 
     def clear(self) -> None:
         """Forget the bytes: the connection is over."""

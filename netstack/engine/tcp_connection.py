@@ -145,12 +145,15 @@ class TcpConnection:
 
     @property
     def room(self) -> int:
-        """Bytes `write` takes now. Grows with what the guest takes: twice the smaller of congestion and its window."""
+        """Bytes `write` takes now. Grows with what the guest takes: the smaller of congestion and its window is on its
+        way, and as much again waits, but no more than one read of a host gives.
+        """
         sender = self._sender
         if sender.finishing or self.state not in st.CAN_SEND:
             return 0
-        useful = 2 * min(sender.recovery.window, sender.window)
-        limit = max(MIN_BUFFER, 2 * sender.recovery.mss, min(useful, self._limits.max_send_buffer))
+        useful, mss = min(sender.recovery.window, sender.window), sender.recovery.mss
+        useful += min(useful, max(MIN_BUFFER, 2 * mss))
+        limit = max(MIN_BUFFER, 2 * mss, min(useful, self._limits.max_send_buffer))
         return max(0, limit - (sender.buffer.end - sender.buffer.start))
 
     @property

@@ -7,14 +7,17 @@ from typing import Final
 
 from netstack.engine.tcp_buffers import SendBuffer
 from netstack.engine.tcp_receiver import Receiver
-from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, LossRecovery, RoundTrip
+from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, PATIENT_WINDOW, LossRecovery, RoundTrip
 from netstack.engine.tcp_timestamps import Timestamps
+from netstack.wire.segment_trains import MIN_SEGMENTS
 from netstack.wire.tcp import ACK, FIN, PSH, SegmentWriter
 
 DEFAULT_MSS: Final = 536
 """Without an MSS option (RFC 9293 section 3.7.1)."""
 MAX_RETRANSMISSIONS: Final = 10
 """Then the guest counts as gone: more than 100 s (RFC 9293 section 3.8.3, R2)."""
+LONG_TRAIN: Final = 32
+"""Segments in one piece of the buffer that are worth a pass of their own."""
 MAX_PROBES: Final = 10
 """Window probes without any answer before the guest counts as gone."""
 
@@ -132,6 +135,8 @@ class Sender:
         trip = self.round_trip
         if 0 <= trip.timed_position <= una:
             trip.acknowledged(una, now)
+        if trip.queueing and recovery.window >= max(PATIENT_WINDOW, 4 * recovery.mss):
+            recovery.was_limiting = False  # more on its way would only wait there
         recovery.acknowledged(count, sacked_before, una, self.next)
         buffer = self.buffer
         buffer.acknowledge(una if una < buffer.end else buffer.end)
@@ -283,6 +288,27 @@ class Sender:
                 frames.append(emit(left & _MASK, acknowledgement, flags, window, options, payload))
         recovery.was_limiting = False
         while position < end:
+            if largest == mss:
+                # Whole segments that nothing stands in the way of.
+                count = min(
+                    (min(end - position - self.finishing, allowance, edge - position)) // mss, last - len(frames)
+                )
+                if count >= MIN_SEGMENTS:
+                    text, offset = buffer.run_at(position)
+                    within = (len(text) - offset) // mss
+                    if within < min(count, LONG_TRAIN):  # it pays to put the pieces together
+                        count = min(count, LONG_TRAIN)
+                        text, offset = buffer.slice(position, count * mss), 0
+                    else:
+                        count = min(count, within)
+                    taken = count * mss
+                    frames += self.writer.train(
+                        position & _MASK, acknowledgement, window, options, text, offset, count, mss,
+                        push=position + taken == end,
+                    )  # fmt: skip
+                    position += taken
+                    allowance -= taken
+                    continue
             length = end - position
             if length > mss:
                 # Whole segments only, as many as one frame holds and both windows allow, but one of them always.

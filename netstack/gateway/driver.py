@@ -247,9 +247,7 @@ class Driver:
         stack = self.stack
         passed = self.switch.ingress(attached.port, frames, now)
         stack.counters.frames += len(passed)
-        receive_frame = stack.receive_frame
-        for frame in passed:
-            receive_frame(frame, now)
+        stack.receive_frames(passed, now)
         if attached.link.holds_frames:
             self.busy_poll.look_again(attached)
 

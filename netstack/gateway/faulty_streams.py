@@ -88,12 +88,13 @@ class FaultyStreams(StreamReports, DialsNames):
     def release(self, now: float) -> None:
         """Let go of every flow that has a fault: other faults are in force. Late dials stay late."""
         for number, flow in list(self._flows.items()):
-            if flow.silent and flow.fault.reset_after is None:
-                for effect in flow.swallowed:
-                    self._perform[type(effect)](effect, now)
-                self._perform[effects.ReadStream](effects.ReadStream(number), now)
+            swallowed, goes_on = flow.swallowed.copy(), flow.silent and flow.fault.reset_after is None
             flow.left, flow.silent = None, False
             flow.swallowed.clear()
+            if goes_on:
+                for effect in (*swallowed, effects.ReadStream(number)):
+                    self._perform[type(effect)](effect, now)
+        self._driver.flush()  # what was read meanwhile goes to the guest
 
     # What the engine asks for.
 

@@ -255,29 +255,35 @@ class HostStreams:
 
     def read(self, stream: HostStream, now: float) -> None:
         """Take what the peer has sent, as much as there is room for, or its end."""
+        if not self._take(stream, now) and stream.interest & READ and not self._unwatch(stream):
+            self._fail(stream, now)
+
+    def _unwatch(self, stream: HostStream) -> bool:
+        return self._table.watch(stream, stream.interest & ~READ)
+
+    def _take(self, stream: HostStream, now: float) -> bool:
+        """Do so; whether there is more to be waited for."""
         while True:
             room = self._stack.stream_room(stream.flow)
             if not room:
-                if not self._table.watch(stream, stream.interest & ~READ):
-                    self._fail(stream, now)
-                return
+                return False
             try:
                 data = stream.sock.recv(room)
             except (BlockingIOError, InterruptedError):
-                return
+                return True
             except OSError:
                 self._fail(stream, now)
-                return
+                return False
             if not data:
                 stream.ended = True
-                if self._table.watch(stream, stream.interest & ~READ):
+                if self._unwatch(stream):
                     self._stack.stream_ended(stream.flow)
                 else:
                     self._fail(stream, now)
-                return
+                return False
             self._stack.stream_received(stream.flow, data)
             if len(data) < room or not self.more_reads:
-                return
+                return True
             self.more_reads -= 1
 
     def _fail(self, stream: HostStream, now: float) -> None:
@@ -288,7 +294,8 @@ class HostStreams:
         stream = self._stream(effect.flow)
         if stream is None or stream.ended or stream.connecting:
             return
-        if not self._table.watch(stream, stream.interest | READ):
+        # What it has is read at once: a busy stream that has to pause often then costs the poller nothing.
+        if self._take(stream, now) and not self._table.watch(stream, stream.interest | READ):
             self._fail(stream, now)
 
     def _shutdown_stream(self, effect: effects.ShutdownStream, now: float) -> None:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from netstack.wire.checksum import LARGE, fold, ones_sum
 from netstack.wire.ethernet import IPV4
 from netstack.wire.ipv4 import DEFAULT_TTL, TCP
+from netstack.wire.segment_trains import cutter
 
 HEADER: Final = 20
 FIN: Final = 0x01
@@ -41,6 +42,10 @@ _SACK_AND_TIMESTAMPS_LEAD: Final = b"\x04\x02\x08\x0a"
 _WINDOW_SCALE_LEAD: Final = b"\x01\x03\x03"
 # One string up to the IP total length, then what varies; 54 bytes in all.
 _FRAME_HEADERS = Struct("!16sH6sH12sIIHHHH")
+_FLAGS: Final = 47
+_CHECKSUM: Final = 50
+"""Where these are in such a frame."""
+_MASK: Final = 0xFFFFFFFF
 
 
 class TcpOptions(NamedTuple):
@@ -192,3 +197,47 @@ class SegmentWriter:
             0,
         )
         return b"%b%b%b" % (headers, options, payload) if options else headers + payload
+
+    def train(
+        self, sequence: int, acknowledgement: int, window: int, options: bytes, text: bytes, start: int, count: int,
+        size: int, *, push: bool,
+    ) -> list[bytes]:  # fmt: skip
+        """The frames of `count` segments with ACK and `size` bytes each of `text`, from `start` on; see `frame`.
+
+        `push`: the last one has PSH too.
+        """
+        cut = None if self.offload or size & 1 else cutter(count)
+        if cut is None:
+            frames = []
+            for at in range(start, start + count * size, size):
+                frames.append(self.frame(sequence, acknowledgement, ACK, window, options, text[at : at + size]))
+                sequence = sequence + size & _MASK
+        else:
+            header = HEADER + len(options)
+            length = header + size
+            offset_flags = header << 10 | ACK
+            total = self._tcp_sum + length + acknowledgement + offset_flags + window + int.from_bytes(options, "big")
+            headers = _FRAME_HEADERS.pack(
+                self._prefix,
+                length + 20,
+                self._middle,
+                fold(self._ip_sum + length + 20),
+                self._ends,
+                0,
+                acknowledgement,
+                offset_flags,
+                window,
+                0,
+                0,
+            )
+            frames = cut(headers + options, sequence, total % 0xFFFF, text, start, count, size)
+        if push:
+            last = frames[-1]
+            checksum = int.from_bytes(last[_CHECKSUM : _CHECKSUM + 2], "big")
+            if not self.offload:
+                checksum = (checksum - PSH) % 0xFFFF
+            frames[-1] = b"%b%c%b%b%b" % (
+                last[:_FLAGS], ACK | PSH, last[_FLAGS + 1 : _CHECKSUM], checksum.to_bytes(2, "big"),
+                last[_CHECKSUM + 2 :],
+            )  # fmt: skip
+        return frames

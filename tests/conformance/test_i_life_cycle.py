@@ -173,7 +173,7 @@ class Breakable:
         return lambda *arguments: self.replaced.get(name, found)(*arguments)
 
 
-@pytest.mark.parametrize("part", ["advance", "receive_frame", "take_effects"])
+@pytest.mark.parametrize("part", ["advance", "receive_frames", "take_effects"])
 async def test_I2_a_part_that_breaks_later(tmp_path: Path, part: str) -> None:
     """A defect in the engine ends everything: links closed, their sockets gone, nothing served any more."""
     path = tmp_path / "qemu"

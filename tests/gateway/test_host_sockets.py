@@ -299,6 +299,7 @@ async def test_the_kernel_has_no_place_to_watch_another_socket(side: Side, monke
         monkeypatch.setattr(side.sockets._table.poller, "register", fail)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             side.do(OpenStream(2, LOOPBACK, listener.getsockname()[1]))
+        side.engine.room = 10
         side.do(OpenDatagrams(3), SendDatagram(3, LOOPBACK, 9, b"x", 63), ReadStream(1))
         assert side.engine.said == [
             ("failed", 2, effects.NO_RESOURCES),
