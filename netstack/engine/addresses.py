@@ -51,9 +51,13 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 _GLOBAL_IPV6_FIRST: Final = (0x20, 0x3F)  # 2000::/3, the only space given out (RFC 4291 section 2.4)
 
 
+METADATA: Final = ("link-local", "metadata")
+"""Kinds of places where a cloud's metadata service may live: link-local ones, and the few known addresses."""
+
+
 def is_metadata(address: bytes) -> bool:
-    """Whether a cloud's metadata service may live there: link-local, or one of the few known addresses."""
-    return kind(address) in ("link-local", "metadata")
+    """Whether a cloud's metadata service may live there."""
+    return kind(address) in METADATA
 
 
 def kind(address: bytes) -> str:

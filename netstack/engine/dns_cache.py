@@ -126,6 +126,8 @@ def _to_keep(reply: wire.Reply) -> tuple[wire.Reply, list[int]]:
     """The reply as it is kept, and its TTLs. We are no authority for it, and an SOA's TTL is at most its minimum."""
     records = reply.records
     ttls = wire.ttls(records)
+    if wire.SOA not in records.types and not reply.authoritative:
+        return reply, ttls
     for index in range(records.answers, records.answers + records.authority):
         if records.types[index] == wire.SOA:
             # RFC 2308 section 5: so the next cache keeps "no such name" no longer than this one.

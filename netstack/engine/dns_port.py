@@ -9,13 +9,12 @@ from typing import Final, NamedTuple
 from netstack.engine.dns_server import Answer, Ask, DnsServer, DnsStream, Drop
 from netstack.engine.outbox import Outbox
 from netstack.engine.verdict import Verdict
-from netstack.wire import udp
 
 PORT: Final = 53
 
 
 class _Datagram(NamedTuple):
-    """Whom to answer, and from which of our addresses."""
+    """Whom to answer, and from which address."""
 
     guest: bytes
     guest_port: int
@@ -32,17 +31,18 @@ class _Question(NamedTuple):
 class DnsPort:
     """The name server's two doors."""
 
-    def __init__(self, server: DnsServer, outbox: Outbox, wake: Callable[[int], None]) -> None:
-        """`wake(flow)` is called when a TCP session got an answer from upstream."""
+    def __init__(self, server: DnsServer, outbox: Outbox, address: bytes, wake: Callable[[int], None]) -> None:
+        """`address` is ours; `wake(flow)` is called when a TCP session got an answer from upstream."""
         self._server = server
+        self._address = address
         self._outbox = outbox
         self._wake = wake
         self._sessions: dict[int, DnsSession] = {}
 
-    def datagram(self, guest: bytes, address: bytes, datagram: udp.Udp, now: float) -> None:
-        """A question by UDP to our `address`."""
-        token = _Datagram(guest, datagram.source_port, address)
-        outcome = self._server.ask(datagram.payload, guest, "udp", token, now)
+    def datagram(self, guest: bytes, guest_port: int, message: bytes, now: float) -> None:
+        """A question by UDP."""
+        token = _Datagram(guest, guest_port, self._address)
+        outcome = self._server.ask(message, guest, "udp", token, now)
         if type(outcome) is Answer:
             self._send(token, outcome.message)
         elif type(outcome) is Ask:

@@ -15,7 +15,7 @@ from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.timers import Timers
+from netstack.engine.timers import NOT_SCHEDULED, Timers
 from netstack.engine.verdict import REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4
 
@@ -63,7 +63,7 @@ class EchoFlow:
         self.opened_at = now
         self.heard_at = now
         self.deadline = now + IDLE
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
         self.sent = 0
         self.received = 0
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Final
+
 from netstack.engine import dns_screen
 from netstack.engine.dns_cache import DnsCache, Key
 from netstack.engine.zones import Zones
 from netstack.wire import dns as wire
+
+ANSWERS_READ: Final = 64
+"""Answers whose addresses are kept as they were read, of at most 64 KiB each."""
 
 
 def _wire_name(name: str) -> bytes:
@@ -27,7 +33,8 @@ class HostNames:
         wire_name = _wire_name(name)
         reply = self._zones.answer(wire_name, qtype, wire.CLASS_IN)  # internal names never leak
         if reply is None:
-            reply = self._cache.get(Key(wire_name, qtype, wire.CLASS_IN, False, False), now)
+            entry = self._cache.find(Key(wire_name, qtype, wire.CLASS_IN, False, False), now)
+            reply = None if entry is None else entry.reply
         return None if reply is None else _addresses(reply, wire_name, qtype)
 
     def question(self, name: str, qtype: int) -> bytes:
@@ -48,5 +55,11 @@ class HostNames:
 
 
 def _addresses(reply: wire.Reply, wire_name: bytes, qtype: int) -> list[bytes]:
-    screened = dns_screen.addresses(reply.records, wire_name, qtype, lambda _address: "")
-    return [] if screened is None or reply.rcode != wire.NOERROR else screened.addresses
+    return list(_read_addresses(reply.records, wire_name, qtype)) if reply.rcode == wire.NOERROR else []
+
+
+@lru_cache(maxsize=ANSWERS_READ)
+def _read_addresses(records: wire.Records, wire_name: bytes, qtype: int) -> tuple[bytes, ...]:
+    """What is dialled by name is dialled again and again: the records that are kept for it are read once."""
+    screened = dns_screen.addresses(records, wire_name, qtype, lambda _address: "")
+    return () if screened is None else tuple(screened.addresses)

@@ -199,7 +199,10 @@ class InboundTcp:
         connection = TcpConnection(writer, self._limits, isn, self._outbox.frames)
         question = Question(opening.flow, ipv4.TCP, guest, (source, port))
         client = opening.client or (source, port)
-        flow = TcpFlow(question, key, mac, connection, client, FORWARD, opening.began, kind=TO_GUEST)
+        flow = TcpFlow(
+            question, key, mac, connection, client, FORWARD, opening.began,
+            gateway_mac=self._settings.gateway_mac, kind=TO_GUEST,
+        )  # fmt: skip
         flow.limit_at = opening.give_up_at
         by_key[key] = flow
         self._table.streams[flow.id] = flow

@@ -12,7 +12,7 @@ from netstack.engine.events import INBOUND, FlowClosed, FlowOpened
 from netstack.engine.inbound_tcp import FORWARD, PortChooser, key_of
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.timers import Timers
+from netstack.engine.timers import NOT_SCHEDULED, Timers
 from netstack.wire import icmp, udp
 
 MAX_FLOWS: int = 8192
@@ -51,7 +51,7 @@ class InboundDatagrams:
         self.opened_at = now
         self.heard_at = now
         self.deadline = now + timeout
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
         self.sent = 0
         self.received = 0
 

@@ -13,7 +13,7 @@ from typing import Final
 from netstack.engine.judge import Judge
 from netstack.engine.peek import Named, Outcome, Refuse, RequestGuard, StreamPeek
 from netstack.engine.verdict import REFUSE, Question, Verdict
-from netstack.wire.http_head import http_refusal
+from netstack.wire.http_head import RequestHead, http_refusal
 from netstack.wire.tls_hello import tls_alert
 
 _SOURCES: Final = {"tls": "sni", "http": "host"}
@@ -26,7 +26,8 @@ class Inspection:
     """One flow's inspection."""
 
     __slots__ = (
-        "_guard", "_judge", "_name", "_peek", "_protocol", "_question", "_watched", "_watching", "held", "waiting",
+        "_guard", "_head", "_judge", "_name", "_peek", "_protocol", "_question", "_watched", "_watching", "held",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, judge: Judge, question: Question, name: str = "") -> None:
@@ -39,6 +40,8 @@ class Inspection:
         self._protocol = "other"
         self._name = name
         self._guard: RequestGuard | None = None
+        self._head: RequestHead | None = None
+        """The first request's, once it is read."""
         self.waiting = 0
         """Bytes of `held` that wait for a verdict or a dial; the owner's count."""
         self._watching = bool(name)
@@ -58,6 +61,8 @@ class Inspection:
         outcome = self._peek.feed(chunk)
         if outcome is not None:
             self._protocol = outcome.protocol
+            if isinstance(outcome, Named) and isinstance(outcome.details, RequestHead):
+                self._head = outcome.details
         return outcome
 
     def unfinished(self, reason: str) -> Verdict:
@@ -68,7 +73,8 @@ class Inspection:
     def follow(self) -> None:
         """The flow is allowed. Plain HTTP goes on being read: each of its requests has to name the same host."""
         if self._protocol == "http":
-            self._guard = RequestGuard(self._name, self._question.destination[1])
+            self._guard = RequestGuard(self._name, self._question.destination[1], self._head)
+            self._head = None
 
     @property
     def over(self) -> bool:

@@ -108,7 +108,7 @@ class Ipv4Input:
             self._error(icmp.TIME_EXCEEDED, icmp.TTL_EXCEEDED, packet, now)
             return
         if header.protocol == ipv4.TCP:
-            self._receive_tcp(packet, header, mac, now)
+            self._receive_tcp(packet, header, mac, route, now)
         elif header.protocol == ipv4.UDP:
             self._receive_udp(packet, header, mac, route, now)
         elif header.protocol == ipv4.ICMP:
@@ -147,7 +147,7 @@ class Ipv4Input:
         own = header.destination == self._settings.gateway_ip or header.destination in self._settings.virtual_ips
         return not own and route.kind not in (routes.GROUP, routes.FORBIDDEN)
 
-    def _receive_tcp(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, now: float) -> None:
+    def _receive_tcp(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, route: Route, now: float) -> None:
         start = header.header_length
         if len(packet) < start + tcp.HEADER:
             self._outbox.drop("tcp-truncated")
@@ -190,11 +190,11 @@ class Ipv4Input:
             packet,
         )
         if opens:
-            self._tcp.open(segment, now)
+            self._tcp.open(segment, route, now)
         else:
             self._outbox.drop("tcp-no-connection")
             # Nobody speaks for a group, nor for an address that nobody has.
-            if self._routes.lookup(header.destination).kind not in (routes.GROUP, routes.UNUSED):
+            if route.kind not in (routes.GROUP, routes.UNUSED):
                 self._tcp.answer_stray(segment, flags, acknowledgement, len(packet) - text)
 
     def _receive_udp(self, packet: bytes, header: ipv4.Ipv4, mac: bytes, route: Route, now: float) -> None:
@@ -204,8 +204,7 @@ class Ipv4Input:
             self._outbox.drop(datagram)
             return
         self._counters.datagrams_long_way += 1
-        gateway = self._settings.gateway_ip
-        to_gateway = header.destination == gateway
+        to_gateway = header.destination == self._settings.gateway_ip
         key = header.source + header.destination + packet[start : start + 4]
         if self._is_for_dhcp(packet, header):
             self._answer_dhcp(datagram.payload, header.source, mac, now)
@@ -216,7 +215,7 @@ class Ipv4Input:
         elif route.kind == routes.OUT:
             self._udp.send(key, packet, header, datagram, route.dialled, now)
         elif to_gateway and datagram.destination_port == DNS_PORT:
-            self._dns_port.datagram(header.source, gateway, datagram, now)
+            self._dns_port.datagram(header.source, datagram.source_port, datagram.payload, now)
         else:
             question = self._question(header, datagram.source_port, datagram.destination_port)
             self._refuse_datagram(question, packet, route.kind, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 MAX_NAME: Final = 253
@@ -27,10 +28,14 @@ def canonical(name: str | bytes) -> str | None:
     name = name.strip(" \t\r\n").lower().removesuffix(".")
     if not name or len(name) > MAX_NAME:
         return None
+    return name if _is_host_name(name) else None
+
+
+@lru_cache(maxsize=1024)
+def _is_host_name(name: str) -> bool:
+    """The same names are seen again and again: by DNS, in hellos and requests, and by the dialer."""
     labels = name.split(".")
-    if not all(_LABEL.fullmatch(label) for label in labels) or _NUMBER.fullmatch(labels[-1]):
-        return None
-    return name
+    return all(_LABEL.fullmatch(label) for label in labels) and not _NUMBER.fullmatch(labels[-1])
 
 
 def suffixes(name: str) -> list[str]:

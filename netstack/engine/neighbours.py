@@ -200,6 +200,11 @@ class Neighbours:
             return math.inf
         return min(resolution.due for resolution in self._resolutions.values())
 
+    @property
+    def has_news(self) -> bool:
+        """Whether `take_frames` or `take_unreachable` have anything to give."""
+        return bool(self._frames or self._unreachable)
+
     def take_frames(self) -> list[bytes]:
         """The frames made since the last call, in order."""
         frames, self._frames = self._frames, []

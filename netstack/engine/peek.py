@@ -119,10 +119,11 @@ class RequestGuard:
     as they come. After a request for WebSocket see RequestStream.
     """
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, first: RequestHead | None = None) -> None:
+        """`first` is the head the connection begins with, where a peek has read it already."""
         self._name = name
         self._port = port
-        self._stream = RequestStream()
+        self._stream = RequestStream(first)
         self._refuse: Refuse | None = None
 
     def feed(self, chunk: bytes) -> Passage:

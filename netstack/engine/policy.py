@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from netstack.engine import addresses
@@ -72,11 +73,11 @@ class Policy:
     def connect(self, protocol: int, address: bytes, port: int, *, step: str, answered: Iterable[str] = ()) -> Verdict:
         """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
         place = addresses.kind(address)
-        fault = self._never(address) or (f"{place}-address" if _is_nowhere(place, address) else "")
+        fault = self._never(place) or (f"{place}-address" if _is_nowhere(place, address) else "")
         if fault:
             return Verdict(REFUSE, step, fault)
         if self.unrestricted:
-            return Verdict(ALLOW, step, "no-list")
+            return _no_list(step)
         rules = self.rules
         by_address = rules.for_address(address, host_alias=address == self._network.host_ip)
         for rule in by_address:
@@ -96,11 +97,11 @@ class Policy:
 
     def echo(self, address: bytes) -> Verdict:
         """An ICMP echo request: only to places that a rule lists by address, whatever its port."""
-        fault = self._never(address)
+        fault = self._never(addresses.kind(address))
         if fault:
             return Verdict(REFUSE, "echo", fault)
         if self.unrestricted:
-            return Verdict(ALLOW, "echo", "no-list")
+            return _no_list("echo")
         for rule in self.rules.for_address(address, host_alias=address == self._network.host_ip):
             if not rule.protocol and not rule.first_port:
                 return Verdict(ALLOW, "echo", "address-rule", rule.text)
@@ -141,10 +142,10 @@ class Policy:
         A public name that points at private places is DNS rebinding; only an address rule makes that right, and nothing
         does for metadata services, the guest's own subnet and the host's loopback.
         """
-        fault = self._never_by_name(address)
+        place = addresses.kind(address)
+        fault = self._never_by_name(address, place)
         if fault:
             return fault
-        place = addresses.kind(address)
         if _is_nowhere(place, address):  # to the host they mean the host itself, and no guest could have dialled them
             return f"{place}-address"
         if self.unrestricted or place == "public":
@@ -157,26 +158,32 @@ class Policy:
         """Why an address must be taken out of an upstream answer (DNS rebinding); empty when it may stay."""
         if self.unrestricted:
             return ""
-        fault = self._never_by_name(address)
+        place = addresses.kind(address)
+        fault = self._never_by_name(address, place)
         if fault:
             return fault
-        place = addresses.kind(address)
         return "" if place == "public" or self.rules.for_address(address) else f"{place}-address"
 
-    def _never_by_name(self, address: bytes) -> str:
+    def _never_by_name(self, address: bytes, place: str) -> str:
         """The same as `_never` of an address that a name stands for: not a guest's of this network either."""
-        fault = self._never(address)
+        fault = self._never(place)
         if not fault and len(address) == 4 and self._network.in_subnet(address):
             return "own-subnet"
         return fault
 
-    def _never(self, address: bytes) -> str:
-        """Why no rule opens a place: there is no network, or a cloud's metadata service may live there."""
+    def _never(self, place: str) -> str:
+        """Why no rule opens a kind of place: there is no network, or a cloud's metadata service may live there."""
         if self.settings.disabled:
             return "disabled"
-        if not self._network.metadata_access and addresses.is_metadata(address):
+        if place in addresses.METADATA and not self._network.metadata_access:
             return "metadata"
         return ""
+
+
+@lru_cache(maxsize=8)
+def _no_list(step: str) -> Verdict:
+    """The verdict on everything where there is no list: the same one each time, at a step."""
+    return Verdict(ALLOW, step, "no-list")
 
 
 def _is_nowhere(place: str, address: bytes) -> bool:

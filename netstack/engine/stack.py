@@ -38,9 +38,12 @@ from netstack.engine.verdict import Question, Verdict
 from netstack.engine.zones import Zones
 from netstack.wire import ethernet, ipv4, tcp
 
-# What the hot path needs: type, version and length, TOS, total length, identification, fragment, TTL, protocol.
-_GUARD = Struct("!HBBHHHBB")
+# What the hot path needs: both MACs, type, version and length, TOS, total length, identification, fragment, TTL,
+# protocol, checksum, and the key of the flow: addresses and ports.
+_GUARD = Struct("!12sHBBHHHBBH12s")
 _SEGMENT = Struct("!IIHHHH")
+_NO_PORT: Final = bytes(2)
+_DNS_PORT: Final = DNS_PORT.to_bytes(2, "big")
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
 
 
@@ -79,10 +82,9 @@ class Stack:
         routes = Routes(settings)
         errors = IcmpErrors(settings, drop=outbox.drop, counters=outbox.counters)
         self._reassembler = Reassembler(drop=outbox.drop)
-        self._dns_port = DnsPort(self.dns, outbox, self._wake_session)
+        self._dns_port = DnsPort(self.dns, outbox, settings.gateway_ip, self._wake_session)
         self.tcp = TcpFlows(
             settings,
-            routes,
             outbox,
             errors,
             self.judge,
@@ -113,6 +115,7 @@ class Stack:
         self._timers = (*self.tcp.timers, *self.udp.timers, *self.echo.timers, *self.inbound_udp.timers)
         self._tcp_table = self.tcp.table
         self._udp_table = self.udp.table
+        self._inbound_udp_table = self.inbound_udp.table
         self._close_ways_in(policy.disabled, "", 0.0)
 
     @property
@@ -138,23 +141,22 @@ class Stack:
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
-        # The plain cases: a segment or a datagram of a flow we know, whole, without IP options. Everything else goes
-        # the long way.
+        # The plain cases: a segment or a datagram of a flow we know, or a question for our name server; whole, without
+        # IP options. Everything else goes the long way.
         size = len(frame)
         if size >= 42:
-            ethertype, version, _, total, _, fragmented, ttl, protocol = _GUARD.unpack_from(frame, 12)
+            macs, ethertype, version, _, total, _, fragmented, ttl, protocol, _, key = _GUARD.unpack_from(frame)
             if (
                 version == 0x45
                 and ethertype == 0x0800
                 and ttl > 1
                 and not fragmented & _FRAGMENT_BITS
                 and not self._verify
-                and frame[:6] == self._mac
             ):
                 end = 14 + total
                 if protocol == ipv4.TCP:
-                    flow = self._tcp_table.get(frame[26:38])
-                    if flow is not None and size >= 54 and frame[6:12] == flow.mac:
+                    flow = self._tcp_table.get(key)
+                    if flow is not None and size >= 54 and macs == flow.macs:
                         sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
                         text = 34 + (flags >> 12) * 4
                         if 54 <= text <= end <= size and not flags & tcp.SYN:
@@ -164,18 +166,32 @@ class Stack:
                             if not flow.touched:
                                 self.tcp.touch(flow)
                             return
-                elif protocol == ipv4.UDP:
-                    known = self._udp_table.get(frame[26:38])
-                    if (
-                        known is not None
-                        and 42 <= end <= size
-                        and frame[38] << 8 | frame[39] == total - 20
-                        and self.neighbours.confirms(frame[26:30], frame[6:12], now)
-                    ):
+                elif (
+                    protocol == ipv4.UDP
+                    and 42 <= end <= size
+                    and frame[38] << 8 | frame[39] == total - 20
+                    and macs.startswith(self._mac)
+                ):
+                    known = self._udp_table.get(key)
+                    asks = known is None and self._asks(key)
+                    if (known is not None or asks) and self.neighbours.confirms(key[:4], macs[6:], now):
                         self._counters.datagrams_quick += 1
-                        self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
+                        if known is not None:
+                            self.udp.send_on(known, frame[42:end], ttl - 1, quotable(frame[14:end]), now)
+                        else:
+                            self._dns_port.datagram(key[:4], frame[34] << 8 | frame[35], frame[42:end], now)
                         return
         self._receive_any(frame, now)
+
+    def _asks(self, key: bytes) -> bool:
+        """Whether a datagram with these addresses and ports is a question to our name server, and no answer to us."""
+        return (
+            key.endswith(_DNS_PORT)
+            and key[4:8] == self.settings.gateway_ip
+            and key[8:10] != _NO_PORT
+            and key not in self._inbound_udp_table
+            and not self._disabled
+        )
 
     def _receive_any(self, frame: bytes, now: float) -> None:
         self._counters.long_way += 1
@@ -439,10 +455,12 @@ class Stack:
         Guests whose MAC is in `held` get no data this time: their link is behind with what it has.
         """
         outbox = self._outbox
-        frames = outbox.frames.copy()
-        outbox.frames.clear()  # the list itself stays: every connection appends to it
-        if frames and not self._disabled:
-            self._counters.went_out(frames)
+        frames: list[bytes] = []
+        if outbox.frames:
+            frames += outbox.frames
+            outbox.frames.clear()  # the list itself stays: every connection appends to it
+            if not self._disabled:
+                self._counters.went_out(frames)
         if outbox.packets:
             packets, outbox.packets = outbox.packets, []
             self._counters.packets_sent += len(packets)
@@ -450,9 +468,10 @@ class Stack:
             for destination, packet in packets:
                 for piece in fragment(packet, mtu) if len(packet) > mtu else (packet,):
                     self.neighbours.send(destination, piece, now)
-        frames += self.neighbours.take_frames()
-        for _ in self.neighbours.take_unreachable():
-            outbox.drop("guest-does-not-answer-arp")
+        if self.neighbours.has_news:
+            frames += self.neighbours.take_frames()
+            for _ in self.neighbours.take_unreachable():
+                outbox.drop("guest-does-not-answer-arp")
         answers = len(frames)
         self.tcp.output(frames, room, now, held)
         if self._disabled:

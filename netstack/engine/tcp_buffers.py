@@ -50,6 +50,13 @@ class ReceiveBuffer:
         self._pieces = 0
         self._recent: list[int] = []
 
+    def begin(self, start: int, limit: int, limit_max: int, shift: int) -> None:
+        """The guest has said where its bytes begin and what it understands; none of them has come yet."""
+        self.next = self.edge = self._grown_at = start
+        self.limit = limit
+        self.limit_max = limit_max
+        self.shift = shift
+
     def insert(self, position: int, data: bytes) -> bool:
         """Take `data` at `position` (at or beyond `next`); returns whether `next` moved.
 

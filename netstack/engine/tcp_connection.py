@@ -15,7 +15,6 @@ from netstack.engine import tcp_states as st
 from netstack.engine.tcp_buffers import ReceiveBuffer
 from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_receiver import Receiver
-from netstack.engine.tcp_recovery import LossRecovery
 from netstack.engine.tcp_sender import DEFAULT_MSS, Sender
 from netstack.engine.tcp_timestamps import Timestamps
 from netstack.wire import tcp
@@ -23,8 +22,9 @@ from netstack.wire.tcp import ACK, FIN, PSH, RST, SYN, SegmentWriter
 
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
-_ACK_PSH: Final = ACK | PSH
+_SPECIAL: Final = 0x3F & ~(PSH | FIN)
 _ESTABLISHED: Final = st.ESTABLISHED
+_SYN_RECEIVED: Final = st.SYN_RECEIVED
 
 WINDOW_SHIFT: Final = 7
 """Our window scale: windows up to 8 MiB."""
@@ -101,10 +101,9 @@ class TcpConnection:
         self._scaled = options.window_scale is not None
         largest = limits.max_receive_window if self._scaled else min(limits.max_receive_window, 0xFFFF)
         shift = WINDOW_SHIFT if self._scaled else 0
-        self.receive_buffer = ReceiveBuffer(sequence + 1, min(MIN_BUFFER, largest), largest, shift, limits.mss)
-        self._receiver = Receiver(self.receive_buffer, mss, sack=options.sack_permitted)
-        sender.recovery = LossRecovery(mss, sack=options.sack_permitted, limit=limits.max_congestion_window)
-        sender.recovery.timeout_repeats = sender.retransmissions
+        self.receive_buffer.begin(sequence + 1, min(MIN_BUFFER, largest), largest, shift)
+        self._receiver.begin(mss, sack=options.sack_permitted)
+        sender.recovery.begin(mss, sack=options.sack_permitted, limit=limits.max_congestion_window)
         sender.largest = max(mss, offload - offload % mss)
         sender.shift = options.window_scale or 0
         sender.offered(window)
@@ -187,17 +186,21 @@ class TcpConnection:
         """Process a segment whose checksum is right. `window` as on the wire; `flags` the low six bits."""
         buffer, sender = self.receive_buffer, self._sender
         expected = buffer.next
-        # Header prediction: the next bytes in order, or an acknowledgement, while nothing special is going on.
+        state = self.state
+        # Header prediction: the next bytes in order, their end, or an acknowledgement, while nothing special is going
+        # on. That is all a connection has to hear that opens, says little, and closes.
         if (
             sequence == expected & _MASK
-            and flags | PSH == _ACK_PSH
-            and self.state == _ESTABLISHED
+            and flags & _SPECIAL == ACK
+            and (state == _ESTABLISHED or state in (st.UNFINISHED if payload or flags & FIN else st.ANSWERING))
             and not buffer.gaps
             and not sender.recovery.mode
             and len(payload) <= buffer.edge - expected
         ):
             acknowledged = (acknowledgement - sender.una) & _MASK
             usual = acknowledged <= sender.next - sender.una
+            if state == _SYN_RECEIVED and not acknowledged:
+                usual = False
             stamps = self._stamps
             if stamps.used:
                 usual = usual and (options == stamps.last_options or stamps.fit(options))
@@ -212,24 +215,30 @@ class TcpConnection:
                 same_window = window == sender.window
                 if not same_window:
                     sender.offered(window)
-                if acknowledged:
+                if state == _SYN_RECEIVED:
+                    self._opened(st.SYN_ACKED, now)
+                elif acknowledged:
                     sender.acknowledged(acknowledged, now)
                     self.signals |= st.ROOM
-                elif same_window and not payload:
+                    if sender.fin_sent:
+                        self._look_for_fin_acknowledged(now)
+                elif same_window and not payload and not flags & FIN:
                     sender.acknowledged_nothing(0, now, duplicate=True)
                 if payload:
                     buffer.ready.append(payload)
                     buffer.next = expected + len(payload)
                     self._receiver.unacknowledged += len(payload)
+                if flags & FIN:
+                    self._take_text(buffer.next, b"", FIN, now)
                 return
-        if self.state == st.SYN_SENT:
+        if state == st.SYN_SENT:
             self._receive_syn_sent(sequence, acknowledgement, flags, window, options, payload, now)
-        elif self.state == st.LISTEN:
+        elif state == st.LISTEN:
             if flags & RST and sequence == expected & _MASK:
                 self._end(st.PEER_RESET)
             elif flags & (SYN | ACK | RST) == SYN:  # said again, or anew: the last one is answered, its stamp echoed
                 self._take_syn(sequence, window, tcp.parse_options(options), now)
-        elif self.state != st.CLOSED:
+        elif state != st.CLOSED:
             self._receive_general(sequence, acknowledgement, flags, window, options, payload, now)
             self._set_deadline()
 
@@ -323,7 +332,11 @@ class TcpConnection:
                 sender.round_trip.measured(sample)
         sender.acknowledged(acknowledged, now, sacked_before=sacked_before)
         self.signals |= st.ROOM
-        if sender.fin_acknowledged and self.state in (st.FIN_WAIT_1, st.CLOSING, st.LAST_ACK):
+        if sender.fin_sent:
+            self._look_for_fin_acknowledged(now)
+
+    def _look_for_fin_acknowledged(self, now: float) -> None:
+        if self._sender.fin_acknowledged and self.state in (st.FIN_WAIT_1, st.CLOSING, st.LAST_ACK):
             self._move(st.FIN_ACKED)
             if self.state == st.TIME_WAIT:
                 self._enter_time_wait(now)

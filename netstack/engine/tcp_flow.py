@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Protocol
 
 from netstack.engine.inspection import Inspection
 from netstack.engine.tcp_connection import TcpConnection
+from netstack.engine.timers import NOT_SCHEDULED
 from netstack.engine.verdict import Question, Verdict
 
 PEEKING: Final = 1
@@ -76,8 +77,8 @@ class TcpFlow:
 
     __slots__ = (
         "connection", "dialled", "forgotten", "guest_finished", "id", "inspection", "key", "kind", "limit_at", "mac",
-        "opened_at", "packet", "paused", "question", "received", "scheduled", "sent", "session", "state", "touched",
-        "turned_away", "upstream", "verdict", "waits",
+        "macs", "opened_at", "packet", "paused", "question", "received", "scheduled", "sent", "session", "state",
+        "touched", "turned_away", "upstream", "verdict", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +91,7 @@ class TcpFlow:
         verdict: Verdict,
         now: float,
         *,
+        gateway_mac: bytes,
         kind: int = TO_NETWORK,
         packet: bytes = b"",
     ) -> None:
@@ -100,6 +102,9 @@ class TcpFlow:
         self.kind = kind
         self.key = key
         self.mac = mac
+        """The guest's."""
+        self.macs = gateway_mac + mac
+        """How its frames begin."""
         self.dialled = dialled
         """The host's end of it: what was dialled for the guest, or who reaches the guest."""
         self.connection = connection
@@ -123,7 +128,7 @@ class TcpFlow:
         """Out of the table: it says nothing any more, and wants no waking."""
         self.limit_at = inf
         """When the name, the hook, the dial, the farewell or a silent guest of a service has had enough time."""
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
         self.opened_at = now
         self.sent = 0
         self.received = 0

@@ -18,7 +18,7 @@ from netstack.engine.inbound_tcp import InboundTcp
 from netstack.engine.judge import Judge
 from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
-from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Routes, refusal
+from netstack.engine.routes import GROUP, OUT, OWN, UNUSED, Route, refusal
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.tcp_admission import TcpAdmission
 from netstack.engine.tcp_connection import TcpConnection
@@ -77,7 +77,6 @@ class TcpFlows:
     def __init__(
         self,
         settings: NetworkSettings,
-        routes: Routes,
         outbox: Outbox,
         errors: IcmpErrors,
         judge: Judge,
@@ -92,7 +91,6 @@ class TcpFlows:
         `segment_offload(mac)` is what the link of the guest with that MAC takes off us (see SegmentWriter).
         """
         self._settings = settings
-        self._routes = routes
         self._outbox = outbox
         self._errors = errors
         self._judge = judge
@@ -111,7 +109,7 @@ class TcpFlows:
         """Whose first deadline says when `advance` wants to be called."""
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
-        self.tables = self._flows = flows = TcpTable(outbox, judge)
+        self.tables = self._flows = flows = TcpTable(outbox, judge, self._timers)
         self.table = flows.by_key
         self._streams = flows.streams
         self._half_open = flows.half_open
@@ -133,8 +131,8 @@ class TcpFlows:
             return True  # it ended earlier in this batch
         return connection.state == st.TIME_WAIT and (sequence - connection.receive_buffer.next) & _MASK < _HALF
 
-    def open(self, syn: Syn, now: float) -> None:
-        """A SYN that belongs to no flow, or takes the place of one that `reopens` names."""
+    def open(self, syn: Syn, route: Route, now: float) -> None:
+        """A SYN that belongs to no flow, or takes the place of one that `reopens` names; `route` of its destination."""
         isn = self._initial_sequence(syn.key, now)
         old = self.table.get(syn.key)
         if old is not None:
@@ -147,7 +145,6 @@ class TcpFlows:
         question = Question(
             self._outbox.next_flow(), ipv4.TCP, (syn.source, syn.source_port), (syn.destination, syn.destination_port)
         )
-        route = self._routes.lookup(syn.destination)
         service = self._services.get(question.destination) if route.kind == OWN else None
         hosted = service is None and self._is_hosted(question.destination)
         if service is None and not hosted and route.kind != OUT:
@@ -167,8 +164,8 @@ class TcpFlows:
         connection = TcpConnection(self._writer(syn), self._limits, isn, self._outbox.frames)
         connection.syn_came(syn.sequence, syn.window, tcp.parse_options(syn.options), now)
         flow = TcpFlow(
-            question, syn.key, syn.mac, connection, (route.dialled, syn.destination_port), verdict, now, kind=kind,
-            packet=quotable(syn.packet),
+            question, syn.key, syn.mac, connection, (route.dialled, syn.destination_port), verdict, now,
+            gateway_mac=self._settings.gateway_mac, kind=kind, packet=quotable(syn.packet),
         )  # fmt: skip
         self.table[syn.key] = flow
         self._streams[flow.id] = flow
@@ -371,7 +368,10 @@ class TcpFlows:
     def settle(self, now: float) -> None:
         """Turn what the guest did in this batch into effects."""
         for flow in self._output.touched:
-            self._settle(flow, now)
+            connection = flow.connection
+            # Most were touched by the host's side, or are looked at once more: there is nothing to be done for them.
+            if connection.signals or connection.receive_buffer.ready or flow.session is not None:
+                self._settle(flow, now)
 
     def _settle(self, flow: TcpFlow, now: float) -> None:
         connection = flow.connection
@@ -392,7 +392,9 @@ class TcpFlows:
             elif flow.upstream:
                 flow.sent += count
                 self._outbox.effects.append(effects.SendStream(flow.id, chunks))
-        if connection.signals:
+        if connection.signals == st.ROOM and not flow.paused:
+            connection.signals = 0  # nobody waits for it
+        elif connection.signals:
             self._take_signals(flow, connection, now)
 
     def _handshake_complete(self, flow: TcpFlow, now: float) -> None:

@@ -62,7 +62,9 @@ class TcpOutput:
                 served.append(flow)  # behind those that got nothing
             else:
                 self._waiting.append(flow)
-        self._timers.schedule(flow)
+        scheduled: float = flow.scheduled[0]
+        if flow.connection.deadline < scheduled or flow.limit_at < scheduled:
+            self._timers.schedule(flow)
 
     @property
     def waiting(self) -> bool:

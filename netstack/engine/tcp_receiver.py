@@ -39,6 +39,12 @@ class Receiver:
         self._finish_at: int | None = None
         self._duplicate: tuple[int, int] | None = None
 
+    def begin(self, full_segment: int, *, sack: bool) -> None:
+        """The guest's SYN has come: `buffer` begins behind it."""
+        self.full_segment = full_segment
+        self.sack = sack
+        self.last_ack_sent = self.buffer.next
+
     def acceptable(self, position: int, length: int) -> bool:
         """The four cases of RFC 9293 section 3.10.7.4, with the right edge we have offered.
 

@@ -146,6 +146,13 @@ class LossRecovery(LossTotals):
         self._evidence = (0, 0)
         self._patience_raised_at = 0
 
+    def begin(self, mss: int, *, sack: bool, limit: int) -> None:
+        """The guest's SYN has come, and says what these are; nothing but a SYN has been sent yet."""
+        self.mss = mss
+        self.sack = sack
+        self.window = initial_window(mss)
+        self._limit = self._threshold = limit
+
     # -- news from the guest ------------------------------------------------------------------------------------------
 
     def acknowledged(self, count: int, sacked_before: int, una: int, sent: int) -> None:

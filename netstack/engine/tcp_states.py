@@ -66,6 +66,10 @@ CAN_SEND: Final = frozenset((SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSE_WAIT))
 """Our side has not finished: the host's bytes are welcome."""
 CAN_RECEIVE: Final = frozenset((ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2))
 """The guest has not finished."""
+UNFINISHED: Final = CAN_RECEIVE | {SYN_RECEIVED}
+"""Text or its end may come with an acknowledgement that is nothing special."""
+ANSWERING: Final = UNFINISHED | {CLOSE_WAIT, CLOSING, LAST_ACK}
+"""Such an acknowledgement may come."""
 SYNCHRONIZED: Final = frozenset((ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK))
 """Both sides know each other's numbers, and there is something left to say or hear (TIME-WAIT only answers)."""
 

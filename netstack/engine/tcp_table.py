@@ -9,12 +9,13 @@ from netstack.engine.events import INBOUND, OUTBOUND, FlowClosed, FlowOpened
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.tcp_flow import CONSULTING, GONE, PEEKING, TO_GUEST, TcpFlow
+from netstack.engine.timers import Timers
 
 
 class TcpTable:
     """Shared by those who open flows, admit them and carry their bytes. Bounds are theirs to keep."""
 
-    def __init__(self, outbox: Outbox, judge: Judge) -> None:
+    def __init__(self, outbox: Outbox, judge: Judge, timers: Timers[TcpFlow]) -> None:
         self.by_key: dict[bytes, TcpFlow] = {}
         """By 12 bytes of addresses and ports: all whose connection still says something."""
         self.streams: dict[int, TcpFlow] = {}
@@ -30,6 +31,7 @@ class TcpTable:
         """Bytes that wait for a verdict or a dial, of all flows together."""
         self._outbox = outbox
         self._judge = judge
+        self._timers = timers
 
     def report_opened(self, flow: TcpFlow, now: float) -> None:
         """Tell people that a flow has reached its destination."""
@@ -104,6 +106,7 @@ class TcpTable:
         if not flow.forgotten:
             self._outbox.counters.losses.add(flow.connection.sender.recovery)
         flow.forgotten = True
+        self._timers.forget(flow)
         self.time_wait.pop(flow.id, None)
         if self.by_key.get(flow.key) is flow:
             del self.by_key[flow.key]

@@ -18,7 +18,7 @@ from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.settings import NetworkSettings
-from netstack.engine.timers import Timers
+from netstack.engine.timers import NOT_SCHEDULED, Timers
 from netstack.engine.verdict import REFUSE, Question, Verdict
 from netstack.engine.waiting_datagrams import Held, Waiting, WaitingDatagrams
 from netstack.wire import ipv4, udp
@@ -56,7 +56,7 @@ class UdpFlow:
         self.heard_at = now
         self.timeout = 0.0
         self.deadline = inf
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
         self.sent = 0
         self.received = 0
 

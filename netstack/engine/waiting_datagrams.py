@@ -12,7 +12,7 @@ from netstack.engine import effects
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.peek import DatagramPeek, Refuse
-from netstack.engine.timers import Timers
+from netstack.engine.timers import NOT_SCHEDULED, Timers
 from netstack.engine.verdict import REFUSE, Question, Verdict
 
 MAX_WAITING: int = 256
@@ -58,7 +58,7 @@ class Waiting:
         """What the policy says, as soon as it can."""
         self.waits_for = NAME
         self.deadline = now + NAME_DEADLINE
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
 
 
 class WaitingDatagrams:

@@ -106,10 +106,10 @@ class BusyPoll:
         self._again.append(source)
 
     async def attend(self, source: Pollable) -> None:
-        """Handle a source whenever it is ready, until cancelled."""
+        """Handle a source whenever it is ready, until cancelled or the source has no descriptor any more."""
         self.add(source)
         try:
-            while True:
+            while source.fileno() >= 0:
                 await trio.lowlevel.wait_readable(source)
                 now = trio.current_time()
                 source.handle_ready(now, 0)

@@ -6,15 +6,22 @@ one task waits for it. What is more than one datagram there and one back is for 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from struct import Struct
+from typing import Final
 
 import trio
 
 from netstack.gateway.poller import READ, Poller
 from netstack.gateway.resolv_conf import Server
 from netstack.wire import dns as wire
+
+_ID: Final = Struct("2s")
+_IDS: Final = 128
+"""Random ids fetched from the kernel at once: one at a time costs a system call a question."""
 
 
 class _Exchange:
@@ -36,6 +43,9 @@ class Exchanges:
 
     def __init__(self) -> None:
         self.ignored = 0
+        self.now = -math.inf
+        """When the last answers came, or times were up (trio's clock)."""
+        self._ids: list[bytes] = []
         self._poller: Poller | None = None
         self._waiting: dict[int, _Exchange] = {}  # by descriptor, oldest first
         self._alarm = trio.CancelScope()
@@ -54,15 +64,18 @@ class Exchanges:
         """
         if self._poller is None:
             raise RuntimeError("nobody waits for answers")
-        query = os.urandom(2) + message[2:]
+        if not self._ids:
+            self._ids = [number for (number,) in _ID.iter_unpack(os.urandom(_IDS * _ID.size))]
+        query = self._ids.pop() + message[2:]
         sock = open_connected(server)
+        descriptor = sock.fileno()
         try:
             sock.send(query)
-            self._poller.register(sock.fileno(), READ)
+            self._poller.register(descriptor, READ)
         except OSError:
             sock.close()
             raise
-        self._waiting[sock.fileno()] = _Exchange(sock, query, deadline, done)
+        self._waiting[descriptor] = _Exchange(sock, query, deadline, done)
         if deadline < self._alarm.deadline:
             self._alarm.deadline = deadline
 
@@ -72,8 +85,9 @@ class Exchanges:
             raise RuntimeError("nobody waits for answers")
         return self._poller.fileno()
 
-    def handle_ready(self, _now: float, _rounds: int = 0) -> bool:
+    def handle_ready(self, now: float, _rounds: int = 0) -> bool:
         """Take the answers that are there; whether anything was."""
+        self.now = now
         ready = [] if self._poller is None else self._poller.poll()
         for descriptor, _ in ready:
             self._receive(descriptor)
@@ -125,7 +139,7 @@ class Exchanges:
             with trio.CancelScope(deadline=trio.current_time() + 3600 if oldest is None else oldest.deadline) as scope:
                 self._alarm = scope
                 await trio.sleep_forever()
-            now = trio.current_time()
+            now = self.now = trio.current_time()
             late = [(descriptor, each) for descriptor, each in self._waiting.items() if each.deadline <= now]
             for descriptor, each in late:
                 self._end(descriptor, each, None)
@@ -135,9 +149,8 @@ class Exchanges:
 
 def open_connected(server: Server) -> socket.socket:
     """A non-blocking UDP socket with a source port of the kernel's choice, for one server. Raises OSError."""
-    sock = socket.socket(server.family, socket.SOCK_DGRAM)
+    sock = socket.socket(server.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setblocking(False)
         sock.connect(server.address)
     except OSError:
         sock.close()

@@ -120,7 +120,8 @@ class Driver:
         )
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
-        self.inbound = Inbound(self.stack, self.sockets.streams, self.flush)
+        self.busy_poll = BusyPoll(self._flush, busy_poll)
+        self.inbound = Inbound(self.stack, self.sockets.streams, self.flush, self.busy_poll)
         self.sockets.perform.update(self.inbound.perform)
         self._resolver = resolver
         self._hooks = hooks
@@ -131,7 +132,6 @@ class Driver:
         dialer.watch = self.sockets.streams.watch = dial_watch
         self._dialer: DialsNames = dialer
         self._event_sink = event_sink
-        self.busy_poll = BusyPoll(self._flush, busy_poll)
         self._attached: dict[int, _Attachment] = {}
         self._departed = LinkCounters()
         self._nursery: trio.Nursery | None = None

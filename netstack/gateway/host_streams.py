@@ -26,6 +26,9 @@ so that none of the engine's bounds counts them.
 KEEPALIVE_IDLE: Final = 60
 """Seconds of silence before a host connection is asked whether it still lives, as gvproxy has it."""
 
+_UNDER_WAY: Final = (errno.EALREADY, errno.EINPROGRESS)
+_CONNECTED: Final = (0, errno.EISCONN)
+"""What a dial that goes on and one that has succeeded say when they are asked again."""
 _LINUX: Final = sys.platform == "linux"
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -134,19 +137,38 @@ class HostStreams:
                 watch.dialled(flow, address, port, error.errno or errno.EIO)
             self._stack.stream_failed(flow, failure_of(error.errno), now)
             return
+        target = (address_text(address), port)
         try:
-            number = sock.connect_ex((address_text(address), port))
-            if number in (0, errno.EINPROGRESS):
+            number = sock.connect_ex(target)
+            if number == errno.EINPROGRESS:
+                # A destination on this host has answered by now: to ask once more costs less than a wake-up.
+                number = sock.connect_ex(target)
+            if number in _UNDER_WAY:
                 stream = HostStream(flow, sock)
                 stream.address, stream.port = address, port
                 self._table.add(stream, WRITE)
                 return
+            if number in _CONNECTED:
+                number = self._opened_at_once(flow, sock, address, port, now)
+                if not number:
+                    return
         except OSError as error:
             number = error.errno or errno.EIO
         close_socket(sock)
         if watch is not None:
             watch.dialled(flow, address, port, number)
         self._stack.stream_failed(flow, failure_of(number), now)
+
+    def _opened_at_once(self, flow: int, sock: socket.socket, address: bytes, port: int, now: float) -> int:
+        """The dial has succeeded already; the errno if it is worth nothing all the same. Raises OSError."""
+        if _is_connected_to_itself(sock, port):
+            _reset_on_close(sock)
+            return errno.ECONNREFUSED
+        self.adopt(flow, sock)
+        if self.watch is not None:
+            self.watch.dialled(flow, address, port, 0)
+        self._stack.stream_opened(flow, now, address)
+        return 0
 
     def adopt(self, flow: int, sock: socket.socket, gone: Callable[[], None] | None = None) -> None:
         """Take over a connected socket: of a name that was dialled, or of a client for a guest. Raises OSError.

@@ -20,6 +20,7 @@ import trio
 from netstack.engine import effects
 from netstack.engine.dns_port import PORT as DNS_PORT
 from netstack.engine.stack import Stack
+from netstack.gateway.busy_poll import BusyPoll
 from netstack.gateway.dns_stream import serve_dns
 from netstack.gateway.host_streams import HostStreams
 
@@ -84,11 +85,14 @@ class _Service:
 class Inbound:
     """Carries out what the engine asks for flows of these kinds. Its `run` has to be running."""
 
-    def __init__(self, stack: Stack, streams: HostStreams, flush: Callable[[], None]) -> None:
-        """`flush` is the driver's: to be called after anything was asked of the engine."""
+    def __init__(self, stack: Stack, streams: HostStreams, flush: Callable[[], None], busy_poll: BusyPoll) -> None:
+        """`flush` is the driver's: to be called after anything was asked of the engine. So is `busy_poll`, for whoever
+        has a socket that such things come by.
+        """
         self._stack = stack
         self._streams = streams
         self._flush = flush
+        self.busy_poll = busy_poll
         self._gateway = stack.settings.gateway_ip
         self._gateway_text = socket.inet_ntoa(self._gateway)
         self._dials: dict[int, _Dial] = {}

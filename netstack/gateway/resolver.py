@@ -23,7 +23,7 @@ import math
 import secrets
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -173,18 +173,22 @@ class Resolver(AnswersDns):
         """
         if not self._exchanges.running:
             return False
-        self._refresh()
-        candidates = self._candidates(set(), self._turn + 1 if self._configuration.rotate else 0)
-        if not candidates or self._health[candidates[0]].failures or self._configuration.attempts == 1:
+        now = trio.current_time()
+        self._refresh(now)
+        configuration = self._configuration
+        candidates: Sequence[Server] = configuration.servers
+        if len(candidates) > 1:
+            candidates = self._candidates(set(), self._turn + 1 if configuration.rotate else 0)
+        if not candidates or self._health[candidates[0]].failures or configuration.attempts == 1:
             return False
         try:
             self._first_places.acquire_nowait()
         except trio.WouldBlock:
             return False
-        server, now = candidates[0], trio.current_time()
+        server = candidates[0]
         over = partial(self._first_attempt_over, server, message, now, done)
         try:
-            self._exchanges.start(server, message, now + self._configuration.timeout, over)
+            self._exchanges.start(server, message, now + configuration.timeout, over)
         except OSError:
             self._first_places.release()
             return False
@@ -203,13 +207,13 @@ class Resolver(AnswersDns):
         self._first_places.release()
         health = self._health.get(server) or _Health()
         if isinstance(answer, bytes):
-            health.answered(trio.current_time())
+            health.answered(self._exchanges.now)
             if not answer[2] << 8 & wire.TC and answer[3] & wire.RCODE not in _NOT_AT_ONCE:
                 self._tell_answer()
                 done(answer)
                 return
         elif answer is None or answer.errno not in _LOCAL_ERRORS:
-            health.failed(trio.current_time(), asked)
+            health.failed(self._exchanges.now, asked)
         if self._searches is not None:
             heard = answer if isinstance(answer, bytes) else None
             self._searches.start_soon(self._go_on, server, message, heard, asked, done)
@@ -242,7 +246,7 @@ class Resolver(AnswersDns):
         """
         self.asked += 1
         asked = trio.current_time()
-        self._refresh()
+        self._refresh(asked)
         search = _Search(message)
         self._turn += 1
         with trio.move_on_after(DEADLINE):
@@ -370,12 +374,9 @@ class Resolver(AnswersDns):
                     return datagram
                 self._exchanges.ignored += 1
 
-    def _refresh(self) -> None:
+    def _refresh(self, now: float) -> None:
         """Look whether resolv.conf is another file than at the last look."""
-        if not self._watching:
-            return
-        now = trio.current_time()
-        if now - self._checked < _CHECK_INTERVAL:
+        if not self._watching or now - self._checked < _CHECK_INTERVAL:
             return
         first = self._checked == -math.inf
         self._checked = now

@@ -296,7 +296,9 @@ class RequestStream:
     server that did not agree reads such a frame as a malformed request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: RequestHead | None = None) -> None:
+        """`first` is the head that the stream begins with, where somebody has read it already."""
+        self._first = first
         self.fault = ""
         """The reason word once the stream is malformed; nothing passes any more."""
         self._state = _HEAD
@@ -347,6 +349,11 @@ class RequestStream:
         return at
 
     def _read_head(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
+        first, self._first = self._first, None
+        if first is not None and len(chunk) - at >= first.size:
+            pieces.append(Piece(chunk[at : at + first.size], first))
+            self._begin_body(first)
+            return at + first.size
         reader = self._reader
         kept = reader.kept
         # Where the head probably ends: of many small requests in one chunk, each is copied once.
@@ -361,12 +368,15 @@ class RequestStream:
             return at
         pieces.append(Piece(reader.head_bytes(head.size), head))
         self._reader = HeadReader()
+        self._begin_body(head)
+        return at + head.size - kept
+
+    def _begin_body(self, head: RequestHead) -> None:
         self._remaining = head.body
         if head.websocket:
             self._state = _UPGRADED
         elif head.body:
             self._state = _BODY if head.body > 0 else _CHUNK_SIZE
-        return at + head.size - kept
 
     def _pass_body(self, chunk: bytes, at: int) -> int:
         taken = min(self._remaining, len(chunk) - at)

@@ -29,9 +29,17 @@ _SACK_PERMITTED: Final = 4
 _SACK: Final = 5
 _TIMESTAMPS: Final = 8
 
+MAX_SHIFT: Final = 14
+"""A window scale above it is used as this (RFC 7323 section 2.3)."""
+
 _TIMESTAMP_PAIR = Struct("!II")
 _PADDED_TIMESTAMPS = Struct("!4sII")
 _TIMESTAMPS_LEAD: Final = b"\x01\x01\x08\x0a"
+# The options of a SYN in the order Linux has them: MSS, SACK permitted, time stamps, window scale.
+_USUAL_SYN = Struct("!2sH4sII3sB")
+_MSS_LEAD: Final = b"\x02\x04"
+_SACK_AND_TIMESTAMPS_LEAD: Final = b"\x04\x02\x08\x0a"
+_WINDOW_SCALE_LEAD: Final = b"\x01\x03\x03"
 # One string up to the IP total length, then what varies; 54 bytes in all.
 _FRAME_HEADERS = Struct("!16sH6sH12sIIHHHH")
 _FLAGS: Final = 47
@@ -55,6 +63,12 @@ NO_OPTIONS: Final = TcpOptions()
 
 def parse_options(data: bytes) -> TcpOptions:
     """Read an options field. A malformed one ends the reading: what came before it counts (as Linux does it)."""
+    if len(data) == 20:
+        lead, largest, second, value, echo, third, shift = _USUAL_SYN.unpack(data)
+        if lead == _MSS_LEAD and second == _SACK_AND_TIMESTAMPS_LEAD and third == _WINDOW_SCALE_LEAD:
+            return TcpOptions(largest, min(shift, MAX_SHIFT), True, (value, echo))
+    elif len(data) == 12 and (stamps := plain_timestamps(data)) is not None:
+        return TcpOptions(timestamps=stamps)
     mss = window_scale = None
     sack_permitted = False
     timestamps: tuple[int, int] | None = None
@@ -74,7 +88,7 @@ def parse_options(data: bytes) -> TcpOptions:
         if kind == _MSS and length == 4:
             mss = int.from_bytes(value, "big")
         elif kind == _WINDOW_SCALE and length == 3:
-            window_scale = min(value[0], 14)  # RFC 7323 section 2.3: a shift above 14 is used as 14
+            window_scale = min(value[0], MAX_SHIFT)
         elif kind == _SACK_PERMITTED and length == 2:
             sack_permitted = True
         elif kind == _TIMESTAMPS and length == 10:

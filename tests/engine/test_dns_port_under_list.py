@@ -45,10 +45,10 @@ class Port:
         self.judge = Judge(make_policy(rules), NETWORK, self.outbox)
         self.server = DnsServer(Zones(ZONES), self.outbox.report, judge=self.judge)
         self.woken: list[int] = []
-        self.port = DnsPort(self.server, self.outbox, self.woken.append)
+        self.port = DnsPort(self.server, self.outbox, GATEWAY, self.woken.append)
 
     def send(self, message: bytes, port: int = 5000) -> None:
-        self.port.datagram(GUEST, GATEWAY, Udp(port, PORT, message), 0.0)
+        self.port.datagram(GUEST, port, message, 0.0)
 
     def heard(self) -> list[tuple[int, dns.message.Message]]:
         """The datagrams sent since the last call, with the port each went to."""

@@ -409,3 +409,17 @@ def test_no_bytes_make_a_peek_raise(chunks: list[bytes]) -> None:
     for chunk in chunks:
         for outcome in (stream.feed(chunk), datagrams.feed(chunk), guard.feed(chunk).refuse):
             assert outcome is NEED_MORE or isinstance(outcome, Named | Refuse)
+
+
+def test_a_head_that_a_peek_has_read_is_not_read_again() -> None:
+    """The guard begins where the peek has ended, however the bytes are cut, and reads all that comes after."""
+    first = b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\n"
+    named = StreamPeek(80, strict_ech=False).feed(first)
+    assert isinstance(named, Named)
+    assert isinstance(named.details, RequestHead)
+    stream = first + b"abc" + HEAD
+    for cut in range(1, len(stream)):
+        guard = RequestGuard("a.example", 80, named.details)
+        passages = [guard.feed(stream[:cut]), guard.feed(stream[cut:])]
+        assert b"".join(passage.data for passage in passages) == first + b"abc", cut
+        assert passages[1].refuse == Refuse("host-changed", "http", "example.com")

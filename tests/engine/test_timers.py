@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from netstack.engine.timers import Timers
+from netstack.engine.timers import NOT_SCHEDULED, Timers
 
 
 class Owner:
     def __init__(self, deadline: float = inf) -> None:
         self.deadline = deadline
-        self.scheduled = inf
+        self.scheduled = NOT_SCHEDULED
 
 
 def scheduled(*deadlines: float) -> tuple[Timers[Owner], list[Owner]]:
@@ -37,7 +37,7 @@ def test_in_the_order_of_their_deadlines() -> None:
     assert heap.due(0.999) == []
     assert heap.due(3.0) == [early, late]
     assert heap.first == inf
-    assert never.scheduled == inf
+    assert never.scheduled is NOT_SCHEDULED
 
 
 def test_equal_deadlines_in_the_order_they_were_scheduled() -> None:
@@ -80,6 +80,17 @@ def test_the_heap_lets_go_of_owners_that_are_gone() -> None:
         heap.schedule(owner)
         owner.deadline = inf
         assert len(heap) <= 1024
+
+
+def test_who_is_forgotten_is_held_no_more_and_can_come_back() -> None:
+    heap, (owner, other) = scheduled(1.0, 2.0)
+    heap.forget(owner)
+    heap.forget(owner)
+    assert not [entry for entry in heap._heap if owner in entry]
+    assert heap.due(1.0) == []
+    assert heap.first == 2.0
+    heap.schedule(owner)
+    assert heap.due(2.0) == [owner, other]
 
 
 def test_whoever_was_let_go_of_can_come_back() -> None:
@@ -127,6 +138,11 @@ class Comparison(RuleBasedStateMachine):
     def end(self, which: int) -> None:
         self.owners[which].deadline = inf
 
+    @rule(which=st.integers(0, 11))
+    def forget(self, which: int) -> None:
+        self.owners[which].deadline = inf
+        self.heap.forget(self.owners[which])
+
     @rule(step=st.sampled_from([0.1, 0.5, 1.0, 3.0]))
     def wait(self, step: float) -> None:
         self.now += step
@@ -148,4 +164,4 @@ TestComparison = Comparison.TestCase
 def test_any_deadlines_come_out_sorted(deadlines: list[float]) -> None:
     heap, owners = scheduled(*deadlines)
     assert [owner.deadline for owner in heap.due(100.0)] == sorted(deadlines)
-    assert all(owner.scheduled == inf for owner in owners)
+    assert all(owner.scheduled is NOT_SCHEDULED for owner in owners)

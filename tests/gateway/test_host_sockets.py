@@ -156,6 +156,21 @@ def side() -> Iterator[Side]:
     side.sockets.close()
 
 
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dial to this host goes on for a while, as one to another host does."""
+    connect = socket.socket.connect_ex
+    asked: set[socket.socket] = set()
+
+    def connect_ex(sock: socket.socket, address: tuple[str, int]) -> int:
+        if sock in asked:
+            return errno.EALREADY
+        asked.add(sock)
+        return connect(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect_ex", connect_ex)
+
+
 async def read_all(peer: trio.socket.SocketType, size: int | None = None) -> bytes:
     """What the peer gets up to the end of the stream, or up to a number of bytes."""
     data = bytearray()
@@ -196,7 +211,30 @@ async def test_a_dial_that_succeeds(side: Side) -> None:
         assert peer.getpeername()[0] == "127.0.0.1"
 
 
+async def test_a_dial_to_this_host_needs_no_waiting(side: Side) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        side.do(OpenStream(1, LOOPBACK, listener.getsockname()[1]))
+        assert side.engine.said == [("opened", 1)]
+        assert side.sockets._table.by_flow[1].interest == READ
+
+
+@pytest.mark.usefixtures("far")
+async def test_a_dial_that_succeeds_later(side: Side) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        side.do(OpenStream(1, LOOPBACK, listener.getsockname()[1]))
+        assert side.engine.said == []
+        await side.says(("opened", 1))
+        assert side.sockets._table.by_flow[1].interest == READ
+
+
 async def test_a_dial_that_is_refused(side: Side) -> None:
+    side.do(OpenStream(1, LOOPBACK, unused_port()))
+    assert side.engine.said == [("failed", 1, effects.REFUSED)]
+    assert len(side.sockets) == 0
+
+
+@pytest.mark.usefixtures("far")
+async def test_a_dial_that_is_refused_later(side: Side) -> None:
     side.do(OpenStream(1, LOOPBACK, unused_port()))
     await side.says(("failed", 1, effects.REFUSED))
     assert len(side.sockets) == 0
@@ -230,6 +268,7 @@ async def test_a_dial_that_fails_at_once(
         (errno.ECONNRESET, effects.REFUSED),
     ],
 )
+@pytest.mark.usefixtures("far")
 async def test_a_dial_that_fails_later(side: Side, monkeypatch: pytest.MonkeyPatch, number: int, failure: int) -> None:
     monkeypatch.setattr(socket.socket, "getsockopt", lambda _sock, _level, _option: number)
     side.do(OpenStream(1, LOOPBACK, unused_port()))
@@ -258,8 +297,10 @@ async def test_the_kernel_has_no_place_to_watch_another_socket(side: Side, monke
             raise OSError(errno.ENOSPC, "no space left on device")
 
         monkeypatch.setattr(side.sockets._table.poller, "register", fail)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            side.do(OpenStream(2, LOOPBACK, listener.getsockname()[1]))
         side.engine.room = 10
-        side.do(OpenStream(2, LOOPBACK, 80), OpenDatagrams(3), SendDatagram(3, LOOPBACK, 9, b"x", 63), ReadStream(1))
+        side.do(OpenDatagrams(3), SendDatagram(3, LOOPBACK, 9, b"x", 63), ReadStream(1))
         assert side.engine.said == [
             ("failed", 2, effects.NO_RESOURCES),
             ("lost", 3, LOOPBACK, 9, effects.NETWORK_UNREACHABLE),
@@ -268,20 +309,34 @@ async def test_the_kernel_has_no_place_to_watch_another_socket(side: Side, monke
         assert len(side.sockets) == 0
 
 
-async def test_a_dial_that_meets_itself_is_refused(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def meets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may give a dial to a local port that very port as its own: the guest would talk to itself."""
     connect = socket.socket.connect_ex
 
     def connect_from_there(sock: socket.socket, address: tuple[str, int]) -> int:
-        sock.bind(address)
+        if not sock.getsockname()[1]:
+            sock.bind(address)
         return connect(sock, address)
 
     monkeypatch.setattr(socket.socket, "connect_ex", connect_from_there)
+
+
+@pytest.mark.usefixtures("meets_itself")
+async def test_a_dial_that_meets_itself_is_refused(side: Side) -> None:
+    side.do(OpenStream(1, LOOPBACK, unused_port()))
+    assert side.engine.said == [("failed", 1, effects.REFUSED)]
+    assert len(side.sockets) == 0
+
+
+@pytest.mark.usefixtures("far", "meets_itself")
+async def test_a_dial_that_meets_itself_later_is_refused(side: Side) -> None:
     side.do(OpenStream(1, LOOPBACK, unused_port()))
     await side.says(("failed", 1, effects.REFUSED))
     assert len(side.sockets) == 0
 
 
+@pytest.mark.usefixtures("far")
 async def test_a_dial_can_be_given_up(side: Side) -> None:
     with trio.socket.socket() as listener:
         await listener.bind(("127.0.0.1", 0))
