@@ -35,6 +35,7 @@ class Callee:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._next: dict[tuple[str, int, int], int] = {}
+        self._expected: dict[tuple[str, int, int], int] = {}
         self.callers: list[tuple[str, int]] = []
         self.heard: list[Packet] = []
 
@@ -79,6 +80,7 @@ class Callee:
             if port == SILENT:
                 return
             self._next[packet.src, segment.sport, port] = 1000
+            self._expected[packet.src, segment.sport, port] = segment.seq + 1 & 0xFFFFFFFF
             if port not in (ECHO, EAGER, RESETS):
                 self._say(packet, "RA", segment.seq + 1)
                 return
@@ -90,6 +92,11 @@ class Callee:
         elif port == RESETS and data:
             self._say(packet, "RA", ack)
         elif data or "F" in flags:
+            key = (packet.src, segment.sport, port)
+            if segment.seq != self._expected.get(key):
+                self._say(packet, "A", self._expected.get(key, ack))  # said again: this guest was slow to answer
+                return
+            self._expected[key] = ack & 0xFFFFFFFF
             ends = port == ECHO and "F" in flags
             self._say(packet, "FA" if ends else "A", ack, data if port == ECHO else b"")
 
