@@ -18,6 +18,9 @@ MAX_RETRANSMISSIONS: Final = 10
 """Then the guest counts as gone: more than 100 s (RFC 9293 section 3.8.3, R2)."""
 LONG_TRAIN: Final = 32
 """Segments in one piece of the buffer that are worth a pass of their own."""
+LARGEST_IN_TRAIN: Final = 16 * 1024
+"""Bytes of a segment up to which making many in one pass costs less: what is large is mostly copied, and once is enough.
+"""
 MAX_PROBES: Final = 10
 """Window probes without any answer before the guest counts as gone."""
 
@@ -288,7 +291,7 @@ class Sender:
                 frames.append(emit(left & _MASK, acknowledgement, flags, window, options, payload))
         recovery.was_limiting = False
         while position < end:
-            if largest == mss:
+            if largest == mss and mss <= LARGEST_IN_TRAIN:
                 # Whole segments that nothing stands in the way of.
                 count = min(
                     (min(end - position - self.finishing, allowance, edge - position)) // mss, last - len(frames)
