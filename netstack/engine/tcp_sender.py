@@ -19,8 +19,7 @@ MAX_RETRANSMISSIONS: Final = 10
 LONG_TRAIN: Final = 32
 """Segments in one piece of the buffer that are worth a pass of their own."""
 LARGEST_IN_TRAIN: Final = 16 * 1024
-"""Bytes of a segment up to which making many in one pass costs less: what is large is mostly copied, and once is enough.
-"""
+"""Bytes of a segment up to which making many in one pass costs less: what is larger should be copied only once."""
 MAX_PROBES: Final = 10
 """Window probes without any answer before the guest counts as gone."""
 
