@@ -13,7 +13,7 @@ from typing import Final
 
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_buffers import ReceiveBuffer
-from netstack.engine.tcp_limits import TcpLimits
+from netstack.engine.tcp_limits import MIN_BUFFER, TcpLimits
 from netstack.engine.tcp_receiver import Receiver
 from netstack.engine.tcp_sender import DEFAULT_MSS, Sender
 from netstack.engine.tcp_timestamps import Timestamps
@@ -36,8 +36,6 @@ MAX_SYN_RETRANSMISSIONS: Final = 7
 """Then the guest counts as gone: more than three minutes (RFC 9293 section 3.8.3, MUST-23)."""
 CHALLENGE_INTERVAL: Final = 0.1
 """Seconds between answers to segments that do not fit the connection (RFC 5961 section 10)."""
-MIN_BUFFER: Final = 64 * 1024
-"""What a connection may buffer in each direction before it has shown that it needs more."""
 
 
 class TcpConnection:
@@ -145,16 +143,11 @@ class TcpConnection:
 
     @property
     def room(self) -> int:
-        """Bytes `write` takes now. Grows with what the guest takes: the smaller of congestion and its window is on its
-        way, and as much again waits, but no more than one read of a host gives.
-        """
+        """Bytes `write` takes now."""
         sender = self._sender
         if sender.finishing or self.state not in st.CAN_SEND:
             return 0
-        useful, mss = min(sender.recovery.window, sender.window), sender.recovery.mss
-        useful += min(useful, max(MIN_BUFFER, 2 * mss))
-        limit = max(MIN_BUFFER, 2 * mss, min(useful, self._limits.max_send_buffer))
-        return max(0, limit - (sender.buffer.end - sender.buffer.start))
+        return sender.room(self._limits.max_send_buffer)
 
     @property
     def segment(self) -> int:

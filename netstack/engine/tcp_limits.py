@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import Final
+
+MIN_BUFFER: Final = 64 * 1024
+"""What a connection may buffer in each direction before it has shown that it needs more, bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from math import inf
 from typing import Final
 
 from netstack.engine.tcp_buffers import SendBuffer
+from netstack.engine.tcp_limits import MIN_BUFFER
 from netstack.engine.tcp_receiver import Receiver
 from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, PATIENT_WINDOW, LossRecovery, RoundTrip
 from netstack.engine.tcp_timestamps import Timestamps
@@ -82,6 +83,15 @@ class Sender:
     def has_everything_acknowledged(self) -> bool:
         """Whether the guest has all bytes that were written."""
         return self.buffer.end == self.buffer.start
+
+    def room(self, most: int) -> int:
+        """Bytes that may be written now; `most` bounds what is held. Grows with what the guest takes: the smaller of
+        congestion and its window is on its way, and as much again waits, but no more than one read of a host gives.
+        """
+        useful, mss = min(self.recovery.window, self.window), self.recovery.mss
+        useful += min(useful, max(MIN_BUFFER, 2 * mss))
+        limit = max(MIN_BUFFER, 2 * mss, min(useful, most))
+        return max(0, limit - (self.buffer.end - self.buffer.start))
 
     def stop(self) -> None:
         """The connection is over: forget the bytes."""

@@ -93,9 +93,10 @@ class BusyPoll:
 
     def remove(self, source: Pollable) -> None:
         """Look at it no more. To be called before it is closed; does nothing for one that is not looked at."""
+        self._patience.pop(source, None)  # also of one whose descriptor is another's by now
         for descriptor, each in self._sources.items():
             if each is source:
-                del self._sources[descriptor], self._patience[source]
+                del self._sources[descriptor]
                 self._again = [each for each in self._again if each is not source]
                 with contextlib.suppress(OSError):  # closed already, and so forgotten by the kernel
                     self._poller.unregister(descriptor)

@@ -94,7 +94,7 @@ class Forwards:
     async def _run(self, forward: Forward) -> None:
         try:
             await forward.run()
-        except Exception:
+        except Exception:  # a defect of one forward ends it alone, with its traceback in the log: guests live on
             log.exception("forward %s %s has failed", forward.protocol, forward.local)
             forward.close()
 

@@ -331,7 +331,7 @@ class Inbound:
                 await service.handler(stream, client)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             log.debug("port %d of the gateway: %s has gone", port, client[0])
-        except Exception:
+        except Exception:  # a defect of one service ends that connection alone, with its traceback in the log
             log.exception("port %d of the gateway: the service failed", port)
         finally:
             service.ended(client[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import pytest
 import trio
@@ -85,11 +86,7 @@ async def test_what_comes_while_it_is_awake_needs_nobody_to_be_woken(box: Mailbo
     poll.add(box)
     make_patient(poll, box)
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def stay() -> None:
-            await poll.stay_awake(box, more=False)
-
+        nursery.start_soon(partial(poll.stay_awake, box, more=False))
         # Other tasks have their turn while it waits, and a task's doing is seen.
         for letter in (b"one", b"two"):
             box.post(letter)
@@ -115,11 +112,7 @@ async def test_a_source_that_is_never_empty_leaves_others_their_turn(
 
     box.handle_ready = handle_and_post  # type: ignore[method-assign]
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def stay() -> None:
-            await poll.stay_awake(None, more=False)
-
+        nursery.start_soon(partial(poll.stay_awake, None, more=False))
         for _ in range(5):
             await trio.lowlevel.checkpoint()
             turns.append(len(box.handled))
@@ -145,11 +138,7 @@ async def test_more_of_somebody_else_is_flushed_by_whoever_is_awake(box: Mailbox
     poll.add(box)
     make_patient(poll, box)
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def stay() -> None:
-            await poll.stay_awake(box, more=False)
-
+        nursery.start_soon(partial(poll.stay_awake, box, more=False))
         box.post(b"it is awake when this is handled")
         while not box.handled:
             await trio.lowlevel.checkpoint()
