@@ -142,14 +142,21 @@ def remaining(word: str) -> list[str]:
 
 
 async def test_close_ends_what_the_command_left_behind() -> None:
-    """Also what detached itself and hears no signal."""
+    """Also what detached itself and hears no signal.
+
+    It says itself that it has begun: while a process executes its program, its command line reads as empty.
+    """
     mark = f"mark-{os.getpid()}-close"
-    stubborn = "setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 0.05; done' "
+    stubborn = "setsid sh -c 'trap \"\" TERM HUP; echo ready; while :; do sleep 0.05; done' "
+    read_fd, write_fd = os.pipe()
     with guest_namespace() as namespace:
         script = f"sleep 1000 & {stubborn} {mark} & : {mark}"
-        assert await namespace.run_command(["sh", "-c", script]) == 0
+        assert await namespace.run_command(["sh", "-c", script], stdout=write_fd) == 0
+        await trio.lowlevel.wait_readable(read_fd)
         assert remaining(mark) != []
     assert remaining(mark) == []
+    os.close(read_fd)
+    os.close(write_fd)
 
 
 async def test_killing_us_leaves_nothing_behind(tmp_path: Path) -> None:
