@@ -30,8 +30,6 @@ WINDOW_SHIFT: Final = 7
 """Our window scale: windows up to 8 MiB."""
 MIN_MSS: Final = 48
 """A guest that asks for smaller segments gets these (Linux's tcp_min_snd_mss, after CVE-2019-11479)."""
-TIME_WAIT_SECONDS: Final = 60.0
-"""Twice a segment lifetime of 30 s, as Linux and gVisor have it."""
 MAX_SYN_RETRANSMISSIONS: Final = 7
 """Then the guest counts as gone: more than three minutes (RFC 9293 section 3.8.3, MUST-23)."""
 CHALLENGE_INTERVAL: Final = 0.1
@@ -349,7 +347,7 @@ class TcpConnection:
         if length and not flags & SYN and position + length <= self.receive_buffer.next:
             self._receiver.repeated(position, position + length)
             if self.state == st.TIME_WAIT and flags & FIN:
-                self._quiet_at = now + TIME_WAIT_SECONDS
+                self._quiet_at = now + st.TIME_WAIT_SECONDS
         else:
             self._challenge(now)
 
@@ -491,7 +489,7 @@ class TcpConnection:
     def _enter_time_wait(self, now: float) -> None:
         self.signals |= st.ENDED
         self._sender.stop()
-        self._quiet_at = now + TIME_WAIT_SECONDS
+        self._quiet_at = now + st.TIME_WAIT_SECONDS
 
     def _move(self, event: int) -> None:
         self.state = st.TRANSITIONS[self.state, event]

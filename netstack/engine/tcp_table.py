@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from netstack.engine import effects
+from netstack.engine.compaction import compact
 from netstack.engine.events import INBOUND, OUTBOUND, FlowClosed, FlowOpened
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
@@ -100,6 +101,10 @@ class TcpTable:
                 now - flow.opened_at, flow.verdict, _direction(flow),
             )
         )  # fmt: skip
+
+    def compact(self) -> None:
+        """Give back the room of flows that are gone."""
+        compact(self.by_key, self.streams, self.half_open, self.opening, self.time_wait, self.peeking)
 
     def forget(self, flow: TcpFlow) -> None:
         """Nothing is left of it."""
