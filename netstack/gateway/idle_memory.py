@@ -57,7 +57,7 @@ class IdleMemory:
         """Give back what there is, when it is time for it, until cancelled."""
         while True:
             # Connections in TIME-WAIT go without a word.
-            with trio.move_on_after(TIME_WAIT_SECONDS if self._stack.tcp.tables.time_wait else math.inf):
+            with trio.move_on_after(TIME_WAIT_SECONDS if self._stack.tcp.time_wait else math.inf):
                 await self._over.wait()
             self._over = trio.Event()
             await self._quiet()
@@ -75,7 +75,7 @@ class IdleMemory:
                 return
 
     def _kept(self) -> int:
-        return sum(open_flows(self._stack).values()) + len(self._stack.tcp.tables.time_wait)
+        return sum(open_flows(self._stack).values()) + len(self._stack.tcp.time_wait)
 
     def _give_back(self) -> None:
         self._stack.compact()
