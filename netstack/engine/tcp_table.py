@@ -117,6 +117,7 @@ class TcpTable:
     def compact(self) -> None:
         """Give back the room of flows that are gone."""
         compact(self.by_key, self.streams, self.half_open, self.opening, self.peeking)
+        self.time_wait.compact()
 
     def forget(self, flow: TcpFlow) -> None:
         """Nothing is left of it."""

@@ -12,6 +12,7 @@ from math import inf
 from struct import Struct
 from typing import Any, Final
 
+from netstack.engine.compaction import compact
 from netstack.engine.outbox import Outbox
 from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.tcp_limits import CHALLENGE_INTERVAL
@@ -83,6 +84,10 @@ class TimeWait:
     def evict(self) -> None:
         """Make room: whoever has waited longest goes."""
         self._records.popitem(last=False)
+
+    def compact(self) -> None:
+        """Give back the room of those that are gone."""
+        compact(self._records)
 
     def guest_left(self, mac: bytes) -> None:
         """Nobody is there any more who could say a word again."""

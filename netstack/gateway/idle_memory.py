@@ -26,6 +26,8 @@ from netstack.gateway.host_sockets import HostSockets
 
 MANY: Final = 500
 """Flows that must have been there at once for their end to be worth a look: some three megabytes."""
+REST_OF_FLOW: Final = 16
+"""So many connections in TIME-WAIT take as much memory as a flow."""
 GROWN: Final = 8 << 20
 """Bytes more than after the last time that are worth one too: what many bytes on their way have left."""
 QUIET_SECONDS: Final = 1.0
@@ -75,7 +77,8 @@ class IdleMemory:
                 return
 
     def _kept(self) -> int:
-        return sum(open_flows(self._stack).values()) + len(self._stack.tcp.time_wait)
+        """How many flows there are; one in TIME-WAIT is so much of one."""
+        return sum(open_flows(self._stack).values()) + len(self._stack.tcp.time_wait) // REST_OF_FLOW
 
     def _give_back(self) -> None:
         self._stack.compact()
