@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 from netstack import recorded_settings
 from netstack.engine.verdict import Question, Verdict
 
-FORMAT: Final = 1
-"""Counts changes of records that older programs cannot read."""
+FORMAT: Final = 2
+"""Counts changes of records that older programs cannot read; those of older formats are read."""
 
 
 class JournalError(ValueError):
@@ -101,8 +101,15 @@ NOBODY: Final = 134
 """The frames that were just taken went nowhere: there was no link."""
 STOPPED: Final = 135
 """s: the journal ends here, and why."""
+COPIES: Final = 136
+"""b: on how many links each of the frames that were just taken went out, two bytes each; one without this."""
+BY_HAND: Final = 137
+"""b: a frame that somebody puts on a link, which the engine has not sent. Such records begin a block, and are all of
+it.
+"""
 _OTHERS: Final = {
     NOW: "d", FRAMES: "nb", INJECTED: "b", SEQUENCE: "n", OFFLOAD: "n", JUDGE: "ff", NOBODY: "", STOPPED: "s",
+    COPIES: "b", BY_HAND: "b",
 }  # fmt: skip
 LETTERS: Final[Mapping[int, str]] = {
     **{call.code: call.letters + "".join(call.keywords.values()) for call in CALLS},

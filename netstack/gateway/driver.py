@@ -214,10 +214,15 @@ class Driver:
 
     def take_frames(self, port: int, frames: list[bytes]) -> None:
         """Take frames as if the guest at the switch's `port` had sent them. Raises KeyError for a port that is none."""
-        now = trio.current_time()
+        now = self.now = trio.current_time()
         for frame in self.switch.ingress(port, frames, now):
             self.stack.receive_frame(frame, now)
         self.flush()
+
+    def put_frames(self, port: int, frames: list[bytes]) -> None:
+        """Send frames on the link at the switch's `port` as if they were the gateway's. Raises KeyError as well."""
+        self.now = trio.current_time()
+        self._attached[port].link.send_batch(frames)
 
     def end_flow(self, number: int) -> bool:
         """End a flow, at both ends; False when there is none of that number."""
@@ -245,6 +250,7 @@ class Driver:
             attached.guests = guests
             self._guests_left(self.switch.forget(attached.port), now)
         stack = self.stack
+        self.now = now  # of what guests say to each other as well
         passed = self.switch.ingress(attached.port, frames, now)
         stack.counters.frames += len(passed)
         stack.receive_frames(passed, now)

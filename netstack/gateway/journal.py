@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from netstack.build_kind import build_kind
 from netstack.journal import (
+    BY_HAND,
     BY_NAME,
     CALLS,
+    COPIES,
     FRAMES,
     INJECTED,
     JUDGE,
@@ -37,6 +39,7 @@ MAX_BLOCK: Final = 4 << 20
 """Bytes of records that wait for a flush to end; then they are a block of their own."""
 TOUCHED: Final = "frames were held or damaged on the way from here on"
 BEHIND: Final = "the capture could not be written fast enough"
+TOO_MANY: Final = "there were more links than a capture describes"
 SESSION: Final = "a question came to the name server from outside of the network"
 
 
@@ -82,6 +85,11 @@ class Journal:
                 self._fall_silent()
         self._owed = [each for each in self._owed if each[0] is not capture]
 
+    def touched(self) -> None:
+        """From now on frames may be held, changed or lost on their way."""
+        if self._captures:
+            self._stop(TOUCHED)
+
     # -- being there -------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -94,6 +102,7 @@ class Journal:
         self._replace(driver.switch, "segment_offload", partial(self._answered, OFFLOAD, driver.switch.segment_offload))
         self._replace(driver, "initial_sequence", partial(self._answered, SEQUENCE, driver.initial_sequence))
         self._replace(driver, "take_frames", partial(self._put_in, driver.take_frames))
+        self._replace(driver, "put_frames", partial(self._put_out, driver.put_frames))
 
     def _replace(self, owner: Any, name: str, listener: Callable[..., Any]) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name)))
@@ -151,9 +160,6 @@ class Journal:
             self._record(NOW, (now,))
 
     def _ingress(self, method: Callable[..., list[bytes]], port: int, frames: list[bytes], now: float) -> list[bytes]:
-        if not self._untouched():
-            self._stop(TOUCHED)
-            return method(port, frames, now)
         passed = method(port, frames, now)
         self._at(now)
         if self._by_hand:
@@ -169,6 +175,14 @@ class Journal:
             method(port, frames)
         finally:
             self._by_hand = False
+
+    def _put_out(self, method: Callable[..., None], port: int, frames: list[bytes]) -> None:
+        if port in self._driver.links:
+            self._write()
+            for frame in frames:
+                self._record(BY_HAND, (frame,))
+            self._write()
+        method(port, frames)
 
     def _answered(self, code: int, method: Callable[..., int], *given: Any) -> int:
         answer = method(*given)
@@ -186,8 +200,13 @@ class Journal:
         return method(*given, **named)
 
     def _flushed(self, frames: Collection[bytes]) -> None:
-        if frames and not self._driver.links:
+        links = len(self._driver.links)
+        if frames and not links:
             self._record(NOBODY, ())
+        elif links > 1:
+            copies = [self._driver.switch.spread(frame[:6]) for frame in frames]
+            if any(count != 1 for count in copies):
+                self._record(COPIES, (b"".join(count.to_bytes(2, "little") for count in copies),))
         self._write()
 
     # -- what is written ---------------------------------------------------------------------------------------------
@@ -199,7 +218,7 @@ class Journal:
         for capture in self._captures.copy():
             if not capture.journal(data):
                 self._captures.remove(capture)
-                self._owed.append((capture, BEHIND))
+                self._owed.append((capture, TOO_MANY if capture.leaves_links_out else BEHIND))
         if self._owed:
             self._owed = [each for each in self._owed if not each[0].journal(encode(STOPPED, (each[1],)), anyhow=True)]
         if not self._captures and not self._owed:
@@ -211,7 +230,8 @@ class Journal:
         self._record(STOPPED, (why,))
         self._write()
         self._captures.clear()
-        self._fall_silent()
+        if not self._owed:
+            self._fall_silent()
 
 
 def _which(frames: list[bytes], passed: list[bytes]) -> bytes:

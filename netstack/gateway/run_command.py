@@ -121,6 +121,8 @@ class Gateway:
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         self.wires = Wires(self.driver)
         self.captures = Captures(self.wires, self.driver, holds=self._has_breakpoints)
+        if self.debugging is not None:
+            self.debugging.breakpoints.on_add = self.captures.touched
         try:
             self.wires.begin(config)
             if config.capture is not None:
