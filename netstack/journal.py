@@ -41,6 +41,8 @@ class Call(NamedTuple):
     name: str
     letters: str
     keywords: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    """Of the last arguments, those that may be left out: a compiled method does not always tell its own."""
 
 
 _CALLS: Final[tuple[tuple[str, str, str, dict[str, str]], ...]] = (
@@ -80,7 +82,16 @@ _CALLS: Final[tuple[tuple[str, str, str, dict[str, str]], ...]] = (
     ("dns.zones", "put", "z", {}),
     ("dns.zones", "remove", "s", {}),
 )
-CALLS: Final = tuple(Call(code, *entry) for code, entry in enumerate(_CALLS, 1))
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "stream_opened": {"address": None},
+    "datagram_failed": {"offender": b"", "mtu": 0},
+    "echo_failed": {"sequence": None, "offender": b"", "mtu": 0},
+    "open_inbound": {"client": None, "timeout": 10.0},
+    "open_inbound_datagrams": {"client": None, "timeout": 90.0},
+    "replace_policy": {"final": False},
+    "take_frames": {"room": 1 << 30, "held": frozenset()},
+}
+CALLS: Final = tuple(Call(code, *entry, _DEFAULTS.get(entry[1], {})) for code, entry in enumerate(_CALLS, 1))
 BY_NAME: Final = {call.name: call for call in CALLS}
 TAKE_FRAMES: Final = BY_NAME["take_frames"].code
 

@@ -6,13 +6,11 @@ there. A flush of the driver is a block, written before the frames that the flus
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from netstack.build_kind import build_kind
 from netstack.journal import (
     BY_HAND,
     BY_NAME,
@@ -64,9 +62,9 @@ class Journal:
     def possible(self) -> bool:
         """Whether a capture that begins now can be replayed: the engine is as it was made, and gets every frame.
 
-        Nobody can put himself before the methods of a compiled engine.
+        Nobody can put himself before the methods of a compiled engine that is not made to be heard.
         """
-        return self._driver.now < 0 and self._untouched() and build_kind() == "pure"
+        return self._driver.now < 0 and self._untouched() and hasattr(self._driver.stack, "__dict__")
 
     def begin(self, capture: Capture) -> None:
         """Write into a capture from now on: from before the engine's first flush."""
@@ -119,17 +117,16 @@ class Journal:
         self._size = 0
 
     def _listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
-        code, count, keywords = call.code, len(call.letters), call.keywords
+        code = call.code
         time = call.letters.find("t")
         text = call.letters.find("x")
-        parameters = inspect.signature(method)
+        count = len(call.letters) + len(call.keywords)
+        defaults = tuple(call.defaults.items())
 
         def listen(*given: Any, **named: Any) -> Any:
             values = given
-            if named or keywords or len(given) != count:
-                bound = parameters.bind(*given, **named)
-                bound.apply_defaults()
-                values = tuple(bound.arguments.values())
+            if len(given) < count:
+                values += tuple(named.get(name, default) for name, default in defaults[len(given) - count :])
             if time >= 0:
                 self._at(values[time])
                 values = values[:time] + values[time + 1 :]

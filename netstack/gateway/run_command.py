@@ -115,6 +115,7 @@ class Gateway:
             event_sink=self._report,
             dial_watch=self.debugging.stories if self.debugging else None,
             busy_poll=config.busy_poll / 1e6,
+            may_be_heard=config.capture is not None,
         )
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
@@ -278,7 +279,7 @@ class Gateway:
                     await engine.start(self.driver.run)
                     await engine.start(self.forwards.run)
                     if self.debugging is not None:
-                        engine.start_soon(self.debugging.run, self.driver.stack)
+                        engine.start_soon(self.debugging.run, self.driver.engine)
                     if self._api is not None:
                         engine.start_soon(self._api.run)
                         if self.config.guest_api:

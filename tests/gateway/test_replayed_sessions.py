@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dns.message
+import pytest
 import trio
 import trio.testing
 from callee import ADDRESS, CLOSED, EAGER, ECHO, GREETING, RESETS, Callee
@@ -24,6 +25,7 @@ from scapy.packet import Packet
 from guest_iface.link import Link, LinkClosed, Listener
 from guest_iface.shaping import Limit
 from netstack.engine.events import DnsEvent, Event, FlowClosed, FlowOpened, FlowRefused, LeaseEvent
+from netstack.gateway import driver as driver_module
 from netstack.gateway.attachments import open_attachments
 from netstack.gateway.journal import TOUCHED
 from netstack.gateway.run_command import Gateway
@@ -40,6 +42,13 @@ LOSES_ALL = parse_impairments(["loss 100%"], "impair")
 SLOW = Limits(tx=Limit(8, 0))
 MACS = tuple(f"02:00:00:00:00:{number:02x}" for number in range(2, 9))
 TO_ALL = "ff:ff:ff:ff:ff:ff"
+
+
+@pytest.fixture(autouse=True, params=["as it is", "heard"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of this build, and the one that is called as a compiled engine is."""
+    if request.param == "heard":
+        monkeypatch.setattr(driver_module, "build_kind", lambda: "compiled")
 
 
 class Card(MemoryLink):
