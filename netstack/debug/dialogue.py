@@ -306,7 +306,7 @@ def summary_line(replay: Replay) -> str:
     if summary.told_until is not None:
         words.append(f"not compared after {summary.told_until:.6f} s: {summary.why_no_longer}")
     elif replay.reckons and summary.differences:
-        words.append("of which some may be reckoning: the capture has no journal, which is not whole or began later")
+        words.append("no journal, so what no frame shows was reckoned: host reads, hooks, frames put in by hand")
     return "# " + ", ".join(words)
 
 
