@@ -30,7 +30,7 @@ from netstack.engine.events import Event
 from netstack.gateway import RunFailed
 from netstack.gateway.assembly import open_forwards
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
-from netstack.gateway.captures import CaptureError, Captures
+from netstack.gateway.captures import EVERYTHING, CaptureError, Captures
 from netstack.gateway.debugging import Debugging
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
@@ -115,7 +115,7 @@ class Gateway:
             event_sink=self._report,
             dial_watch=self.debugging.stories if self.debugging else None,
             busy_poll=config.busy_poll / 1e6,
-            may_be_heard=config.capture is not None,
+            may_be_heard=config.capture is not None and config.capture_options == EVERYTHING,
         )
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
