@@ -30,7 +30,7 @@ from netstack.engine.events import Event
 from netstack.gateway import RunFailed
 from netstack.gateway.assembly import open_forwards
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
-from netstack.gateway.captures import CaptureError, Captures
+from netstack.gateway.captures import EVERYTHING, CaptureError, Captures
 from netstack.gateway.debugging import Debugging
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
@@ -115,12 +115,15 @@ class Gateway:
             event_sink=self._report,
             dial_watch=self.debugging.stories if self.debugging else None,
             busy_poll=config.busy_poll / 1e6,
+            may_be_heard=config.capture is not None and config.capture_options == EVERYTHING,
         )
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         self.wires = Wires(self.driver)
         self.captures = Captures(self.wires, self.driver, holds=self._has_breakpoints)
+        if self.debugging is not None:
+            self.debugging.breakpoints.on_add = self.captures.touched
         try:
             self.wires.begin(config)
             if config.capture is not None:
@@ -276,7 +279,7 @@ class Gateway:
                     await engine.start(self.driver.run)
                     await engine.start(self.forwards.run)
                     if self.debugging is not None:
-                        engine.start_soon(self.debugging.run, self.driver.stack)
+                        engine.start_soon(self.debugging.run, self.driver.engine)
                     if self._api is not None:
                         engine.start_soon(self._api.run)
                         if self.config.guest_api:
