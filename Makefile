@@ -7,6 +7,7 @@
 #   make compiled                                   a compiled build in build/compiled, a peer for make bench
 #   make test-compiled                              the whole test suite on it; PYTEST_ARGS as above
 #   make test JOBS=0                                one process, as a debugger wants it; otherwise one for each core
+#   make soak                                       rows of the load at a scale that takes minutes, left out of make test
 #   make coverage                                   the same tests, traced: branch coverage, and its floor; takes twice as long
 
 PYTHON ?= python3
@@ -28,10 +29,10 @@ COMPILED_WHEEL := $(COMPILED_VENV)/wheel
 COMPILED_CHECKOUT := $(COMPILED_VENV)/checkout
 SOURCES := $(shell find netstack guest_iface -name '*.py')
 
-.PHONY: help demo test lint bench bench-replay coverage format compiled test-compiled host-packages venv clean
+.PHONY: help demo test soak lint bench bench-replay coverage format compiled test-compiled host-packages venv clean
 
 help:
-	@sed -n '3,10s/^# \{0,1\}//p' Makefile
+	@sed -n '3,11s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMP)
 	@bash .ci/debian-packages demo
@@ -39,6 +40,9 @@ demo: $(STAMP)
 
 test: host-packages $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) $(if $(REQUIRE_GUEST),--require-guest) $(PYTEST_ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -n 0 -m soak --soak --durations=0 $(PYTEST_ARGS)
 
 coverage: host-packages $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(if $(PYTEST_ARGS),,--cov-fail-under=$(COVERAGE_FLOOR)) \

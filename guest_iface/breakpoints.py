@@ -94,6 +94,8 @@ class Breakpoints:
         self._next = 1
         self.active = False
         """Whether frames have to be looked at."""
+        self.on_add: Callable[[], None] = lambda: None
+        """Called when there is about to be one more."""
 
     def wrap(self, link: Link) -> BreakpointLink:
         """The same link, with breakpoints."""
@@ -111,6 +113,7 @@ class Breakpoints:
         """Hold what `matches` from now on. Raises TooManyError."""
         if len(self._all) >= MAX_BREAKPOINTS:
             raise TooManyError(f"there are {MAX_BREAKPOINTS} breakpoints already: release one first")
+        self.on_add()
         made = self._all[self._next] = Breakpoint(self._next, text, matches)
         self._next += 1
         self._look()

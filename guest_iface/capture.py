@@ -84,6 +84,8 @@ class Capture:
         """
         self.counts: list[InterfaceCounts] = []
         """By interface number."""
+        self.leaves_links_out = False
+        """There was a link beyond MAX_INTERFACES: its frames are not here."""
         self._sink = sink
         self._clock = clock
         self._comment = comment
@@ -105,6 +107,7 @@ class Capture:
     def add_interface(self, name: str) -> int:
         """Describe an Ethernet interface; the number to write its frames with, -1 for one link too many."""
         if len(self.counts) >= MAX_INTERFACES:
+            self.leaves_links_out = True
             return -1
         if not self._closed:
             self._sink.describe(pcapng.interface_description(name, self._snaplen))
@@ -135,10 +138,10 @@ class Capture:
     def journal(self, data: bytes, *, anyhow: bool = False) -> bool:
         """Add bytes that are no frame, behind those that came before: what a replay has to know.
 
-        False when they are lost, or frames were, unless `anyhow`: then there is no whole to be replayed.
+        False when they are lost, or frames are not here, unless `anyhow`: then there is no whole to be replayed.
         """
         self.release()
-        if not anyhow and any(counts.lost for counts in self.counts):
+        if not anyhow and (self.leaves_links_out or any(counts.lost for counts in self.counts)):
             return False
         block = pcapng.journal(data)
         return self._sink.put([block, b"", b""], len(block))  # three pieces, as a frame's

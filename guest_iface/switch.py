@@ -286,6 +286,10 @@ class Switch:
 
     # From the gateway.
 
+    def spread(self, mac: bytes) -> int:
+        """On how many ports a frame of the gateway's to this MAC goes out."""
+        return 1 if mac in self._table else len(self._ports)
+
     def egress(self, frames: Sequence[bytes]) -> None:
         """Send the gateway's frames: to the port that the destination is on, to all ports if it is unknown or a
         group.

@@ -123,7 +123,7 @@ class TapLink(PacketLink):
     def _write_with_header(self, frame: bytes) -> int:
         """Write a frame, behind the header that says what is left to do for it; the frame's bytes that were written."""
         header = _PLAIN
-        if frame.startswith(self._peer_ipv4, 6) and frame[_IP + 9] == vnet_header.TCP and len(frame) >= _TCP + 20:
+        if len(frame) >= _TCP + 20 and frame.startswith(self._peer_ipv4, 6) and frame[_IP + 9] == vnet_header.TCP:
             header = _PARTIAL if len(frame) <= self._largest_whole else self._cut[frame[_TCP + 12] >> 4]
         return os.writev(self._write_fd, (header, frame)) - vnet_header.SIZE
 

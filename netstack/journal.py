@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 from netstack import recorded_settings
 from netstack.engine.verdict import Question, Verdict
 
-FORMAT: Final = 1
-"""Counts changes of records that older programs cannot read."""
+FORMAT: Final = 2
+"""Counts changes of records that older programs cannot read; those of older formats are read."""
 
 
 class JournalError(ValueError):
@@ -41,6 +41,8 @@ class Call(NamedTuple):
     name: str
     letters: str
     keywords: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    """Of the last arguments, those that may be left out: a compiled method does not always tell its own."""
 
 
 _CALLS: Final[tuple[tuple[str, str, str, dict[str, str]], ...]] = (
@@ -80,7 +82,16 @@ _CALLS: Final[tuple[tuple[str, str, str, dict[str, str]], ...]] = (
     ("dns.zones", "put", "z", {}),
     ("dns.zones", "remove", "s", {}),
 )
-CALLS: Final = tuple(Call(code, *entry) for code, entry in enumerate(_CALLS, 1))
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "stream_opened": {"address": None},
+    "datagram_failed": {"offender": b"", "mtu": 0},
+    "echo_failed": {"sequence": None, "offender": b"", "mtu": 0},
+    "open_inbound": {"client": None, "timeout": 10.0},
+    "open_inbound_datagrams": {"client": None, "timeout": 90.0},
+    "replace_policy": {"final": False},
+    "take_frames": {"room": 1 << 30, "held": frozenset()},
+}
+CALLS: Final = tuple(Call(code, *entry, _DEFAULTS.get(entry[1], {})) for code, entry in enumerate(_CALLS, 1))
 BY_NAME: Final = {call.name: call for call in CALLS}
 TAKE_FRAMES: Final = BY_NAME["take_frames"].code
 
@@ -101,8 +112,15 @@ NOBODY: Final = 134
 """The frames that were just taken went nowhere: there was no link."""
 STOPPED: Final = 135
 """s: the journal ends here, and why."""
+COPIES: Final = 136
+"""b: on how many links each of the frames that were just taken went out, two bytes each; one without this."""
+BY_HAND: Final = 137
+"""b: a frame that somebody puts on a link, which the engine has not sent. Such records begin a block, and are all of
+it.
+"""
 _OTHERS: Final = {
     NOW: "d", FRAMES: "nb", INJECTED: "b", SEQUENCE: "n", OFFLOAD: "n", JUDGE: "ff", NOBODY: "", STOPPED: "s",
+    COPIES: "b", BY_HAND: "b",
 }  # fmt: skip
 LETTERS: Final[Mapping[int, str]] = {
     **{call.code: call.letters + "".join(call.keywords.values()) for call in CALLS},

@@ -36,6 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a guest test whose needs this machine does not meet fails instead of being skipped",
     )
     parser.addoption(
+        "--soak",
+        action="store_true",
+        help="run the rows of the load that take minutes at their full scale as well",
+    )
+    parser.addoption(
         "--require-compiled",
         action="store_true",
         help="run only if what is imported, here and by the processes of tests, is netstack's compiled build",
@@ -129,8 +134,12 @@ def _needs(item: pytest.Item) -> list[str]:
     return list(dict.fromkeys(needs))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Guest tests run last, so that a broken unit is told first."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Guest tests run last, so that a broken unit is told first; what takes minutes only when it is asked for."""
+    if not config.getoption("--soak"):
+        soak = [item for item in items if item.get_closest_marker("soak") is not None]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item.get_closest_marker("soak") is None]
     items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
 

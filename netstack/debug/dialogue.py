@@ -303,6 +303,10 @@ def summary_line(replay: Replay) -> str:
     ]
     words += [f"{count} not played: {reason}" for reason, count in sorted(summary.skipped.items())]
     words += [f"{summary.cut_off} cut off by the capture"] if summary.cut_off else []
+    if summary.told_until is not None:
+        words.append(f"not compared after {summary.told_until:.6f} s: {summary.why_no_longer}")
+    elif replay.reckons and summary.differences:
+        words.append("no journal, so what no frame shows was reckoned: host reads, hooks, frames put in by hand")
     return "# " + ", ".join(words)
 
 

@@ -13,8 +13,10 @@ from netstack.engine import effects
 from netstack.engine.events import Event
 from netstack.engine.stack import Stack
 from netstack.journal import (
+    BY_HAND,
     BY_NAME,
     CALLS,
+    COPIES,
     FRAMES,
     INJECTED,
     JUDGE,
@@ -34,6 +36,8 @@ MAX_AHEAD: Final = 64 << 20
 MAX_STREAMS: Final = 65_536
 """Streams whose text is known ahead; the one that began first makes room."""
 MAX_GAP: Final = 1 << 20
+MAX_COPIES: Final = 4096
+"""Links that one frame went out on."""
 _MASK: Final = 0xFFFFFFFF
 _RECEIVED: Final = BY_NAME["stream_received"].code
 _TAKE_EFFECTS: Final = BY_NAME["take_effects"].code
@@ -75,6 +79,8 @@ class Ahead:
         self._size = 0
         self._fault: CaptureError | None = None
         self._over = False
+        self._by_hand: deque[bytes] = deque()
+        """Frames that are still to come, and are none of the engine's."""
         self._texts: OrderedDict[tuple[bytes, int], _Text] = OrderedDict()
         self._latest: dict[bytes, tuple[int, _Text]] = {}
 
@@ -111,8 +117,14 @@ class Ahead:
             return False
         self._held.append(seen)
         self._size += len(seen.frame)
+        for block in seen.captured.journal:
+            self._by_hand.extend(frames_by_hand(block))
         packet = seen.packet
-        if not seen.from_guest and packet.kind == "tcp" and not packet.fault:
+        if seen.from_guest:
+            return True
+        if self._by_hand and seen.frame == self._by_hand[0]:
+            self._by_hand.popleft()
+        elif packet.kind == "tcp" and not packet.fault and not seen.passes_by:
             self._hear(packet.reversed_key, packet.sequence, packet.flags, packet.body)
         return True
 
@@ -134,6 +146,16 @@ class Ahead:
                 known[1].over = True
 
 
+def frames_by_hand(block: bytes) -> list[bytes]:
+    """The frames that a block says were put on a link by hand: they stand behind it. No other block has any."""
+    if block[:1] != bytes((BY_HAND,)):
+        return []
+    try:
+        return [values[0] for code, values in decode(block) if code == BY_HAND]
+    except JournalError:
+        return []  # whoever plays it says so
+
+
 class JournalPlayer:
     """Plays blocks of a journal into a stack."""
 
@@ -150,6 +172,8 @@ class JournalPlayer:
         """The engine's time."""
         self.stopped = ""
         """Why the journal has ended before the capture; empty while it goes on."""
+        self.by_hand: deque[bytes] = deque()
+        """Frames that are about to be recorded, and that the engine did not send."""
         self.skipped: list[str] = []
         """Of each guest's frame that the last block took: why it was not given to the engine, mostly empty."""
         self._stack = stack
@@ -187,14 +211,16 @@ class JournalPlayer:
         self._sequences.extend(values[0] for code, values in records if code == SEQUENCE)
         self._offloads.extend(values[0] for code, values in records if code == OFFLOAD)
         answers: list[bytes] = []
+        taken: list[bytes] = []
         for code, values in records:
             try:
                 if code in self._methods:
-                    taken = self._call(code, values)
+                    said = self._call(code, values)
                     if code == TAKE_FRAMES:
+                        taken = said
                         answers += taken
                     elif code == _TAKE_EFFECTS:
-                        self._carry_out(taken)
+                        self._carry_out(said)
                 elif code == NOW:
                     self.now = values[0]
                 elif code == FRAMES:
@@ -205,6 +231,11 @@ class JournalPlayer:
                     self._stack.judge.consults, self._stack.judge.loosens = values
                 elif code == NOBODY:
                     answers.clear()
+                elif code == COPIES:
+                    del answers[len(answers) - len(taken) :]
+                    answers += _multiplied(taken, values[0])
+                elif code == BY_HAND:
+                    self.by_hand.append(values[0])
                 elif code == STOPPED:
                     self.stopped = values[0]
                     break
@@ -249,3 +280,13 @@ class JournalPlayer:
                 flow = self._stack.tcp.flow(effect.flow)
                 if flow is not None:
                     self._sent(flow.key, b"".join(effect.chunks))
+
+
+def _multiplied(frames: list[bytes], counts: bytes) -> list[bytes]:
+    """Each frame as often as two bytes say. Raises ValueError where they cannot be."""
+    if len(counts) != 2 * len(frames):
+        raise ValueError(f"{len(frames)} frames went out, copies are counted of {len(counts) // 2}")
+    copies = [counts[at] | counts[at + 1] << 8 for at in range(0, len(counts), 2)]
+    if max(copies, default=0) > MAX_COPIES:
+        raise ValueError(f"a frame on {max(copies)} links")
+    return [frame for frame, count in zip(frames, copies, strict=True) for _ in range(count)]

@@ -24,12 +24,16 @@ SYN_ACK: Final = tcp.SYN | tcp.ACK
 
 
 class Seen(NamedTuple):
-    """A frame of the file: from a guest or from the host side; its bytes with an Ethernet header; what is in it."""
+    """A frame of the file: from a guest or from the host side; its bytes with an Ethernet header; what is in it.
+
+    `passes_by`: from one guest to another, and no business of the engine's.
+    """
 
     captured: CapturedFrame
     from_guest: bool
     frame: bytes
     packet: packets.Packet
+    passes_by: bool = False
 
 
 class Lookahead:
@@ -79,7 +83,7 @@ class Lookahead:
     def _hold(self, seen: Seen) -> None:
         self._held.append(seen)
         packet = seen.packet
-        if seen.from_guest or packet.kind != "tcp":
+        if seen.from_guest or seen.passes_by or packet.kind != "tcp":
             return
         number = seen.captured.number
         if not packet.fault:
@@ -88,7 +92,7 @@ class Lookahead:
             self._answers.setdefault(packet.reversed_key, deque()).append((number, packet))
 
     def _release(self, seen: Seen) -> None:
-        if seen.from_guest or seen.packet.kind != "tcp":
+        if seen.from_guest or seen.passes_by or seen.packet.kind != "tcp":
             return
         key = seen.packet.reversed_key
         for index in (self._segments, self._answers):
@@ -103,7 +107,7 @@ class Lookahead:
         for seen in self._held:
             if seen.from_guest or seen.captured.time != time:
                 return
-            if seen.packet.kind == "tcp":
+            if seen.packet.kind == "tcp" and not seen.passes_by:
                 yield seen.packet
 
     def peek(self) -> Seen | None:

@@ -31,14 +31,15 @@ from typing import Final, NamedTuple, Self
 from guest_iface.tap import MAX_SEGMENT_TEXT
 from netstack import journal, recorded_settings
 from netstack.debug import packets
-from netstack.debug.capture_reader import OUTBOUND, CapturedFrame, CaptureError, CaptureReader
+from netstack.debug.capture_reader import CaptureError, CaptureReader
 from netstack.debug.comparison import Comparison, Difference
 from netstack.debug.connections import Connections
 from netstack.debug.host_script import HostScript
 from netstack.debug.journal_player import Ahead, JournalPlayer
 from netstack.debug.lookahead import LOOKAHEAD, Lookahead, Seen
-from netstack.debug.parties import Parties, find, from_packet
+from netstack.debug.parties import Parties, find
 from netstack.debug.replay_records import CLOCK, GUEST, HOST, Record, Summary
+from netstack.debug.sight import Sight
 from netstack.engine.events import Event, FlowClosed, FlowOpened, FlowRefused
 from netstack.engine.policy import FULL_ACCESS, PolicySettings
 from netstack.engine.settings import NetworkSettings
@@ -56,6 +57,7 @@ TICK: Final = 0.004
 JITTER: Final = 0.0002
 """Seconds by which a deadline of ours may lie behind the recorded one: round trips are measured on times cut short."""
 NANOSECONDS: Final = 5e-9
+BY_HAND: Final = "put on the link by hand"
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -103,11 +105,12 @@ class Replay:
         as_it_ran = recorded is not None and recorded.faithful and policy in (None, recorded.policy)
         self.exact = as_it_ran and network is None and batches is None
         """Answers are compared byte for byte."""
-        if recorded is not None and recorded.journal not in (0, journal.FORMAT):
+        if recorded is not None and recorded.journal > journal.FORMAT:
             raise CaptureError(
                 f"{where}: its journal is of format {recorded.journal}, this program knows {journal.FORMAT}"
             )
         has_journal = self.exact and recorded is not None and recorded.journal > 0
+        self._sight = Sight(self.parties, own=self.own, copies_counted=has_journal)
         self._batches = batches
         self._numbers: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.stack = Stack(
@@ -123,7 +126,7 @@ class Replay:
         self._script.sent = self._sent_to_host
         self._journal: _Journal | None = None
         if has_journal:
-            read_ahead = Ahead(self._ahead.play(self._see))
+            read_ahead = Ahead(self._ahead.play(self._sight.see))
             player = JournalPlayer(self.stack, read_ahead, report=self._report, sent=self._sent_to_host)
             self._journal = _Journal(read_ahead, player)
         self._comparison = Comparison(exact=self.exact)
@@ -132,6 +135,11 @@ class Replay:
         self._now = 0.0
         self._due = inf
         self._start: float | None = None
+
+    @property
+    def reckons(self) -> bool:
+        """What no frame shows is reckoned from the frames, and still compared byte by byte: there is no journal."""
+        return self.exact and self._journal is None
 
     @classmethod
     def open(
@@ -174,7 +182,7 @@ class Replay:
             yield from self._finish()
             return
         group: list[Seen] = []
-        for count, seen in enumerate(self._ahead.play(self._see)):
+        for count, seen in enumerate(self._ahead.play(self._sight.see)):
             if not count % PROGRESS:
                 self.on_progress(self.reader.position)
             following = self._ahead.peek()
@@ -200,8 +208,11 @@ class Replay:
                 yield self._record(seen, (), (), (), journal.player.stopped if seen.from_guest else "")
             elif seen.from_guest:
                 arrived.append(seen)
+            elif journal.player.by_hand and seen.frame == journal.player.by_hand[0]:
+                journal.player.by_hand.popleft()
+                yield self._record(seen, (), (), (), BY_HAND)
             else:
-                if seen.frame[6:12] == self.parties.gateway_mac:  # others are from one guest to another
+                if not seen.passes_by:
                     self._comparison.recorded(seen.captured.number, when - self._start, seen.frame)
                 yield self._record(seen, (), (), self._differences(), "")
         for block in self.reader.journal:
@@ -224,6 +235,8 @@ class Replay:
         taken = before[: len(player.skipped)]
         for seen, skipped in zip(taken[:-1], player.skipped, strict=False):
             yield self._record(seen, (), (), (), skipped)
+        if player.stopped and self.summary.told_until is None:
+            self.summary.told_until, self.summary.why_no_longer = time, player.stopped
         events, answers = self._take()
         if taken:
             yield self._record(taken[-1], events, answers, (), player.skipped[-1])
@@ -239,23 +252,6 @@ class Replay:
         if self._journal is not None:
             return self._journal.player.segment_offload()
         return MAX_SEGMENT_TEXT if mac in self._connections.offloads else 0
-
-    def _see(self, captured: CapturedFrame) -> Seen:
-        """Whose frame it is, and what is in it."""
-        frame = from_packet(captured, self.parties.guest_ip)
-        if len(captured.data) < captured.length:
-            self.summary.cut_off += 1
-            frame = frame.ljust(len(frame) + captured.length - len(captured.data), b"\0")
-        if self.own:
-            from_guest = captured.direction != OUTBOUND
-        elif frame[6:12] == self.parties.guest_mac:
-            from_guest = True
-            # Whatever neighbour it was for is behind our one gateway now.
-            if not frame[0] & 1:
-                frame = self.parties.gateway_mac + frame[6:]
-        else:
-            from_guest = False
-        return Seen(captured, from_guest, frame, packets.read(frame))
 
     def _together(self, seen: Seen, following: Seen, count: int) -> bool:
         """Whether two frames were one batch: they have the same time and direction, on the same interface."""
@@ -304,6 +300,7 @@ class Replay:
     ) -> Record:
         captured, summary = seen.captured, self.summary
         summary.frames += 1
+        summary.cut_off = self._sight.cut_off
         if seen.from_guest:
             summary.guest_frames += 1
         else:
@@ -343,7 +340,7 @@ class Replay:
     def _from_guest(self, seen: Seen) -> str:
         """Give the engine a frame of the guest's; why not, if not."""
         frame, packet = seen.frame, seen.packet
-        if self.own and frame[:6] != self.parties.gateway_mac and frame[:1] and not frame[0] & 1:
+        if seen.passes_by:
             return "for another guest"
         if packet.kind == "tcp" and not packet.fault:
             word, frame = self._connections.segment(frame, packet)
@@ -359,6 +356,8 @@ class Replay:
     def _from_host(self, group: list[Seen], when: float) -> None:
         time = when - (self._start or 0.0)
         for seen in group:
+            if seen.passes_by:
+                continue
             if not self.own and seen.frame[6:12] != self.parties.gateway_mac and seen.frame[0] & 1:
                 continue  # of some other station, to everybody
             if seen.packet.kind == "tcp" and self._connections.is_strange(seen.packet):
@@ -367,6 +366,8 @@ class Replay:
         now = self._now = max(self._now, self._exact_time(group, when))
         last = {seen.packet.key: seen for seen in group if seen.packet.kind == "tcp" and seen.packet.body}
         for seen in group:
+            if seen.passes_by:
+                continue
             if self.exact and seen.captured.comment:
                 self._script.comment(seen.packet, seen.captured.comment, from_guest=False, now=now)
             self._script.hear(seen.frame, seen.packet, now, last=last.get(seen.packet.key, seen) is seen)

@@ -52,4 +52,8 @@ class Summary:
     compared: int = 0
     """Recorded frames or answers that were found equal."""
     seconds: float = 0.0
+    told_until: float | None = None
+    """The seconds up to which the capture's journal says what happened, if it ends before the capture does."""
+    why_no_longer: str = ""
+    """Why it ends there."""
     events: Counter[str] = field(default_factory=Counter)

@@ -65,6 +65,7 @@ class Captures:
         self._driver = driver
         self._holds = holds
         self._journal = Journal(driver, self._is_untouched)
+        wires.on_touch = self._journal.touched
         self._running: dict[int, _Running] = {}
         self._next = 1
         self._nursery: trio.Nursery | None = None
@@ -72,6 +73,10 @@ class Captures:
     def __len__(self) -> int:
         """How many there are."""
         return len(self._running)
+
+    def touched(self) -> None:
+        """From now on frames may be held on their way: a capture from the guests' side is not what the engine gets."""
+        self._journal.touched()
 
     def note(self, event: Event) -> None:
         """Remember what was decided, for the frames it is about."""

@@ -16,6 +16,7 @@ import trio
 
 from guest_iface.link import BATCH, Link, LinkClosed, LinkCounters
 from guest_iface.switch import Switch
+from netstack.build_kind import build_kind
 from netstack.engine.effects import (
     AbortStream,
     ConsultDns,
@@ -31,6 +32,7 @@ from netstack.engine.settings import NetworkSettings
 from netstack.engine.stack import Stack
 from netstack.gateway.busy_poll import BusyPoll
 from netstack.gateway.dialer import Dialer, DialsNames
+from netstack.gateway.heard_engine import heard
 from netstack.gateway.host_sockets import HostSockets
 from netstack.gateway.host_streams import DialWatch
 from netstack.gateway.inbound import Inbound
@@ -101,23 +103,28 @@ class Driver:
         event_sink: Callable[[Event, float], None] | None = None,
         dial_watch: DialWatch | None = None,
         busy_poll: float = DEFAULT_BUSY_POLL / 1e6,
+        may_be_heard: bool = False,
     ) -> None:
         """`policy` is what the guests may reach; `hooks` are asked about every flow and DNS question.
 
         `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block.
-        `busy_poll`: seconds for which the next batch is waited for awake, at most.
+        `busy_poll`: seconds for which the next batch is waited for awake, at most. `may_be_heard`: a journal may be
+        wanted, of a compiled engine too, which then costs a look-up more for each call.
         """
         self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
         # Each guest is on a link of its own, and one may do what another cannot.
         self.initial_sequence = keyed_sequence_numbers()
         """What the engine asks for TCP's numbers."""
         # Both once a connection, and not as they are now: a journal listens to the answers.
-        self.stack = Stack(
+        self.engine = Stack(
             settings,
             initial_sequence=lambda key, now: self.initial_sequence(key, now),  # noqa: PLW0108 - looked up each time
             policy=policy,
             segment_offload=lambda mac: switch.segment_offload(mac),  # noqa: PLW0108 - looked up each time
         )
+        """The engine itself, for those who look into it."""
+        self.stack = heard(self.engine) if may_be_heard and build_kind() == "compiled" else self.engine
+        """The same, for all calls on it."""
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
         self.busy_poll = BusyPoll(self._flush, busy_poll)
@@ -214,10 +221,15 @@ class Driver:
 
     def take_frames(self, port: int, frames: list[bytes]) -> None:
         """Take frames as if the guest at the switch's `port` had sent them. Raises KeyError for a port that is none."""
-        now = trio.current_time()
+        now = self.now = trio.current_time()
         for frame in self.switch.ingress(port, frames, now):
             self.stack.receive_frame(frame, now)
         self.flush()
+
+    def put_frames(self, port: int, frames: list[bytes]) -> None:
+        """Send frames on the link at the switch's `port` as if they were the gateway's. Raises KeyError as well."""
+        self.now = trio.current_time()
+        self._attached[port].link.send_batch(frames)
 
     def end_flow(self, number: int) -> bool:
         """End a flow, at both ends; False when there is none of that number."""
@@ -245,6 +257,7 @@ class Driver:
             attached.guests = guests
             self._guests_left(self.switch.forget(attached.port), now)
         stack = self.stack
+        self.now = now  # of what guests say to each other as well
         passed = self.switch.ingress(attached.port, frames, now)
         stack.counters.frames += len(passed)
         stack.receive_frames(passed, now)

@@ -6,16 +6,16 @@ there. A flush of the driver is a block, written before the frames that the flus
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from netstack.build_kind import build_kind
 from netstack.journal import (
+    BY_HAND,
     BY_NAME,
     CALLS,
+    COPIES,
     FRAMES,
     INJECTED,
     JUDGE,
@@ -37,6 +37,7 @@ MAX_BLOCK: Final = 4 << 20
 """Bytes of records that wait for a flush to end; then they are a block of their own."""
 TOUCHED: Final = "frames were held or damaged on the way from here on"
 BEHIND: Final = "the capture could not be written fast enough"
+TOO_MANY: Final = "there were more links than a capture describes"
 SESSION: Final = "a question came to the name server from outside of the network"
 
 
@@ -61,9 +62,9 @@ class Journal:
     def possible(self) -> bool:
         """Whether a capture that begins now can be replayed: the engine is as it was made, and gets every frame.
 
-        Nobody can put himself before the methods of a compiled engine.
+        Nobody can put himself before the methods of a compiled engine that is not made to be heard.
         """
-        return self._driver.now < 0 and self._untouched() and build_kind() == "pure"
+        return self._driver.now < 0 and self._untouched() and hasattr(self._driver.stack, "__dict__")
 
     def begin(self, capture: Capture) -> None:
         """Write into a capture from now on: from before the engine's first flush."""
@@ -82,6 +83,11 @@ class Journal:
                 self._fall_silent()
         self._owed = [each for each in self._owed if each[0] is not capture]
 
+    def touched(self) -> None:
+        """From now on frames may be held, changed or lost on their way."""
+        if self._captures:
+            self._stop(TOUCHED)
+
     # -- being there -------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -94,6 +100,7 @@ class Journal:
         self._replace(driver.switch, "segment_offload", partial(self._answered, OFFLOAD, driver.switch.segment_offload))
         self._replace(driver, "initial_sequence", partial(self._answered, SEQUENCE, driver.initial_sequence))
         self._replace(driver, "take_frames", partial(self._put_in, driver.take_frames))
+        self._replace(driver, "put_frames", partial(self._put_out, driver.put_frames))
 
     def _replace(self, owner: Any, name: str, listener: Callable[..., Any]) -> None:
         self._replaced.append((owner, name, owner.__dict__.get(name)))
@@ -110,17 +117,16 @@ class Journal:
         self._size = 0
 
     def _listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
-        code, count, keywords = call.code, len(call.letters), call.keywords
+        code = call.code
         time = call.letters.find("t")
         text = call.letters.find("x")
-        parameters = inspect.signature(method)
+        count = len(call.letters) + len(call.keywords)
+        defaults = tuple(call.defaults.items())
 
         def listen(*given: Any, **named: Any) -> Any:
             values = given
-            if named or keywords or len(given) != count:
-                bound = parameters.bind(*given, **named)
-                bound.apply_defaults()
-                values = tuple(bound.arguments.values())
+            if len(given) < count:
+                values += tuple(named.get(name, default) for name, default in defaults[len(given) - count :])
             if time >= 0:
                 self._at(values[time])
                 values = values[:time] + values[time + 1 :]
@@ -151,9 +157,6 @@ class Journal:
             self._record(NOW, (now,))
 
     def _ingress(self, method: Callable[..., list[bytes]], port: int, frames: list[bytes], now: float) -> list[bytes]:
-        if not self._untouched():
-            self._stop(TOUCHED)
-            return method(port, frames, now)
         passed = method(port, frames, now)
         self._at(now)
         if self._by_hand:
@@ -169,6 +172,14 @@ class Journal:
             method(port, frames)
         finally:
             self._by_hand = False
+
+    def _put_out(self, method: Callable[..., None], port: int, frames: list[bytes]) -> None:
+        if port in self._driver.links:
+            self._write()
+            for frame in frames:
+                self._record(BY_HAND, (frame,))
+            self._write()
+        method(port, frames)
 
     def _answered(self, code: int, method: Callable[..., int], *given: Any) -> int:
         answer = method(*given)
@@ -186,8 +197,13 @@ class Journal:
         return method(*given, **named)
 
     def _flushed(self, frames: Collection[bytes]) -> None:
-        if frames and not self._driver.links:
+        links = len(self._driver.links)
+        if frames and not links:
             self._record(NOBODY, ())
+        elif links > 1:
+            copies = [self._driver.switch.spread(frame[:6]) for frame in frames]
+            if any(count != 1 for count in copies):
+                self._record(COPIES, (b"".join(count.to_bytes(2, "little") for count in copies),))
         self._write()
 
     # -- what is written ---------------------------------------------------------------------------------------------
@@ -199,7 +215,7 @@ class Journal:
         for capture in self._captures.copy():
             if not capture.journal(data):
                 self._captures.remove(capture)
-                self._owed.append((capture, BEHIND))
+                self._owed.append((capture, TOO_MANY if capture.leaves_links_out else BEHIND))
         if self._owed:
             self._owed = [each for each in self._owed if not each[0].journal(encode(STOPPED, (each[1],)), anyhow=True)]
         if not self._captures and not self._owed:
@@ -211,7 +227,8 @@ class Journal:
         self._record(STOPPED, (why,))
         self._write()
         self._captures.clear()
-        self._fall_silent()
+        if not self._owed:
+            self._fall_silent()
 
 
 def _which(frames: list[bytes], passed: list[bytes]) -> bytes:

@@ -30,7 +30,7 @@ from netstack.engine.events import Event
 from netstack.gateway import RunFailed
 from netstack.gateway.assembly import open_forwards
 from netstack.gateway.attachments import Attachments, link_traits, open_attachments
-from netstack.gateway.captures import CaptureError, Captures
+from netstack.gateway.captures import EVERYTHING, CaptureError, Captures
 from netstack.gateway.debugging import Debugging
 from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
@@ -116,6 +116,7 @@ class Gateway:
             event_sink=self._report,
             dial_watch=self.debugging.stories if self.debugging else None,
             busy_poll=config.busy_poll / 1e6,
+            may_be_heard=config.capture is not None and config.capture_options == EVERYTHING,
         )
         self._memory = IdleMemory(self.driver.stack, self.driver.sockets)
         if notifications is not None:
@@ -123,6 +124,8 @@ class Gateway:
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
         self.wires = Wires(self.driver)
         self.captures = Captures(self.wires, self.driver, holds=self._has_breakpoints)
+        if self.debugging is not None:
+            self.debugging.breakpoints.on_add = self.captures.touched
         try:
             self.wires.begin(config)
             if config.capture is not None:
@@ -280,7 +283,7 @@ class Gateway:
                     await engine.start(self.forwards.run)
                     engine.start_soon(self._memory.run)
                     if self.debugging is not None:
-                        engine.start_soon(self.debugging.run, self.driver.stack)
+                        engine.start_soon(self.debugging.run, self.driver.engine)
                     if self._api is not None:
                         engine.start_soon(self._api.run)
                         if self.config.guest_api:

@@ -66,6 +66,8 @@ class Wires:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self.names = NameTable(driver.stack)
+        self.on_touch: Callable[[], None] = lambda: None
+        """Called when something is about to be put on that holds, changes or loses frames."""
         self.cables: list[Cable] = []
         self._listeners: list[Listener] = []
         self._limits: dict[str, Limits] = {}
@@ -125,6 +127,7 @@ class Wires:
         self._limits.pop(link, None)
         if limits != NO_LIMITS:
             self._limits[link] = limits
+            self.on_touch()
         for cable in self.cables:
             self._put_on(cable)
 
@@ -181,6 +184,8 @@ class Wires:
                 self._faults = Faults(self._driver, self.names)
             self._faults.use(beyond)
         self._in_force = in_force
+        if in_force:
+            self.on_touch()
         for cable in self.cables:
             self._put_on(cable)
 

@@ -13,14 +13,16 @@ from api_client import Served, served
 from callee import ADDRESS, CLOSED, ECHO, GATEWAY, until
 from prometheus_client.parser import text_string_to_metric_families
 
-from guest_iface.link import MAX_FRAME
+from guest_iface.link import MAX_FRAME, LinkClosed
 from netstack.engine.events import FlowClosed, FrameDropped
 from netstack.engine.verdict import ALLOW, Verdict
 from netstack.gateway import records
 from netstack.gateway.api import v1_events
+from netstack.gateway.api.metrics import MAX_LINKS, OTHERS
 from netstack.gateway.api.v1_words import ended_flow
 from netstack.gateway.records import MAX_SUBSCRIBERS, QUEUE_EVENTS, Records
 from netstack.network_spec import NetworkSpec
+from tests.gateway.test_driver import MemoryLink
 
 FULL = {
     "network": "enabled", "allow_net": [], "deny_all": False, "sinkhole": "null", "answers": "real",
@@ -278,9 +280,56 @@ async def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
         }
         own = api.gateway.driver.links[0]
         assert samples["netstack_link_frames_total", "from_guest", own.name] == own.counters.rx_frames
+        assert samples["netstack_frames_total", "from_guest"] == own.counters.rx_frames
+        assert samples["netstack_link_queue_frames", own.name] == own.capabilities.queue_frames
+        assert samples["netstack_link_backlog_frames", own.name] == 0
+        (info,) = (
+            families["netstack_link"].samples if "netstack_link" in families else families["netstack_link_info"].samples
+        )
+        assert info.labels == {
+            "link": own.name,
+            "mtu": "1500",
+            "largest_frame": str(own.capabilities.largest_frame),
+            "segment_offload": "0",
+            "batch_calls": str(own.capabilities.batch_calls).lower(),
+            "verified_checksums": "false",
+        }
         assert samples["netstack_flows", "tcp"] == 1
         assert samples["netstack_connections_opened_total",] == 1
         assert samples["netstack_policy_generation",] == 1
+
+
+async def test_metrics_of_many_links_are_bounded_and_never_fall(tmp_path: Path) -> None:
+    """Each has series of its own up to a bound; those of one name are one, and what is gone is in the totals."""
+    async with served(tmp_path) as api:
+        links = [MemoryLink("twice"), MemoryLink("twice"), *(MemoryLink(f"l{number}") for number in range(80))]
+        async with trio.open_nursery() as nursery:
+            for link in links[:3]:
+                nursery.start_soon(api.gateway.serve_link, link)
+            await until(lambda: len(api.gateway.driver.links) == 4)
+            for link in links[3:]:
+                nursery.start_soon(api.gateway.serve_link, link)
+            await until(lambda: len(api.gateway.driver.links) == 83)
+            for link in links:
+                link.counters.rx_frames, link.counters.tx_bytes = 10, 1000
+                link.counters.drop_received("too short", 2)
+            families = list(text_string_to_metric_families((await api.http.get("/metrics")).text))
+            for family in families:
+                places = [(sample.name, *sample.labels.items()) for sample in family.samples]
+                assert len(places) == len(set(places)), "a series twice is no exposition"
+            values = {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+            assert values["netstack_link_frames_total", "from_guest", "twice"] == 20
+            assert values["netstack_link_bytes_total", "to_guest", "l0"] == 1000
+            assert values["netstack_link_drop_reasons_total", "l0", "too short"] == 2
+            assert len({place[2] for place in values if place[0] == "netstack_link_frames_total"}) == MAX_LINKS + 1
+            assert values["netstack_link_dropped_total", "from_guest", OTHERS] == 2 * (83 - 1 - MAX_LINKS)
+            assert ("netstack_link_backlog_frames", OTHERS) not in values
+            for link in links:
+                link.end(LinkClosed("gone"))
+        answer = (await api.http.get("/metrics")).text
+        assert 'link="l0"' not in answer
+        total = api.gateway.driver.links[0].counters.rx_frames + 820
+        assert f'netstack_frames_total{{direction="from_guest"}} {total:.1f}' in answer
 
 
 async def test_the_description_is_complete(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from operator import attrgetter
+
 import pytest
 
 from netstack import journal
 from netstack.engine.policy import PolicySettings
+from netstack.engine.settings import NetworkSettings
+from netstack.engine.stack import Stack
 from netstack.engine.verdict import ALLOW, Question, Verdict
-from netstack.journal import BY_NAME, JournalError, decode, encode
+from netstack.journal import BY_NAME, CALLS, JournalError, decode, encode
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,22 @@ def test_a_record_is_read_as_it_was_written(name: str, values: tuple[object, ...
     ((code, read),) = decode(encode(BY_NAME[name].code, values))
     letters = journal.LETTERS[code]
     assert tuple(value for letter, value in zip(letters, read, strict=True) if letter != "t") == values
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+def test_a_call_is_what_the_engine_has(call: journal.Call):
+    """Names, order and defaults; of a compiled method as far as it tells."""
+    stack = Stack(NetworkSettings(), initial_sequence=lambda _key, _now: 0)
+    method = attrgetter(f"{call.place}.{call.name}" if call.place else call.name)(stack)
+    try:
+        parameters = list(inspect.signature(method).parameters.values())
+    except ValueError:
+        pytest.skip("it does not tell")
+    assert len(parameters) == len(call.letters) + len(call.keywords)
+    assert [each.name for each in parameters[len(call.letters) :]] == list(call.keywords)
+    optional = {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    assert optional == dict(call.defaults)
+    assert list(optional) == [each.name for each in parameters][len(parameters) - len(optional) :]
 
 
 def test_damage_is_told_and_nothing_else_raised():

@@ -9,12 +9,13 @@ from pathlib import Path
 import dpkt
 import pytest
 
+from netstack.engine.events import FlowOpened
 from netstack.testing import replay_capture
 
 from . import payload
 from .expert import bad_checksums, faults, kinds
 from .lab import closing_all
-from .network import FAR, PUBLIC, UNREACHABLE, Network
+from .network import FAR, PUBLIC, TAP, UNREACHABLE, Network, start_bridge
 from .test_dhcp import Udhcpc
 from .test_tcp import outcome, read_all, reset
 from .test_udp import echo
@@ -108,6 +109,45 @@ def test_lossy_capture_has_no_broken_frame(fresh, tmp_path: Path) -> None:
     assert replayed.exact
     assert replayed.summary.sent > SIZE // 1500
     assert replayed.differences == ()
+
+
+def test_several_guests_are_replayed_too(fresh, tmp_path: Path) -> None:
+    """Kernels on three links, to servers and to each other; one leaves and comes back, one on a link that stays."""
+    capture, datagrams = tmp_path / "several.pcapng", tmp_path / "dgram.sock"
+    options = ["--capture", str(capture), "--listen-vfkit", f"unixgram://{datagrams}"]
+    first = fresh("stream", options=options)
+    (stream,) = (path for path in first.gateway.files if path.suffix == ".sock" and path != datagrams)
+    others = []
+    for number, (kind, path) in enumerate((("qemu", stream), ("vfkit", datagrams)), 3):
+        guest = first.world.lab.namespace(f"several-{number}")
+        bridge = start_bridge(guest, kind, path)
+        others.append(Network(first.world, first.link, guest, first.gateway, bridge))
+        others[-1].configure(mac=f"02:00:00:00:00:{number:02x}", address=f"192.168.127.{number}")
+    try:
+        for network in (first, *others):
+            network.curl("-o", "/dev/null", f"http://{PUBLIC}/bytes/200000")
+        first.guest.run("ping", "-c3", "-i0.1", "192.168.127.3")
+        others[1].guest.run("ping", "-c1", "192.168.127.3")
+        for network, kind, path in zip(others, ("qemu", "vfkit"), (stream, datagrams), strict=True):
+            network.bridge.kill()
+            first.curl("-o", "/dev/null", f"http://{PUBLIC}/bytes/20000")
+            network.bridge = start_bridge(network.guest, kind, path)
+            address = network.guest.run("ip", "-br", "address", "show", "dev", TAP).stdout
+            number = 3 + others.index(network)
+            assert f"127.{number}" not in address, "a new card"
+            network.configure(mac=f"02:00:00:00:00:{number:02x}", address=f"192.168.127.{number}")
+            network.curl("-o", "/dev/null", f"http://{PUBLIC}/bytes/20000")
+        assert first.gateway.stop() == 0
+    finally:
+        for network in others:
+            network.bridge.kill()
+            network.guest.close()
+    replayed = replay_capture(capture)
+    assert replayed.exact
+    assert replayed.differences == ()
+    assert replayed.summary.skipped.keys() == {"not for the gateway"}
+    assert replayed.summary.skipped["not for the gateway"] >= 8, "pings between guests"
+    assert len(replayed.told(FlowOpened)) >= 7
 
 
 def test_capture_holds_what_the_guest_saw(fresh, tmp_path: Path) -> None:

@@ -97,6 +97,18 @@ async def test_a_large_frame_passes_whole(offload_with: bytes | None) -> None:
 
 
 @OFFLOAD
+async def test_what_is_shorter_than_what_it_says_it_is_goes_out_as_it_is(offload_with: bytes | None) -> None:
+    """The engine makes no such frame, but somebody may put one on the link by hand."""
+    packet = bytes(
+        Ether(src=GATEWAY_MAC, dst="5a:94:ef:e4:0c:ee") / IP(src="192.168.127.1", dst="192.168.127.2", proto=6)
+    )
+    async with guest_and_tap(offload_with=offload_with) as (_, tap):
+        for length in (14, 20, 23, 24, 34):
+            tap.send_batch([packet[:length]])
+        assert (tap.counters.tx_frames, tap.counters.drops) == (5, {})
+
+
+@OFFLOAD
 async def test_a_flood_comes_in_batches(offload_with: bytes | None) -> None:
     async with guest_and_tap(offload_with=offload_with) as (namespace, tap):
         flood = """

@@ -132,7 +132,7 @@ def _add_injection(made: APIRouter, gateway: Gateway) -> None:
             if wanted.side == "guest":
                 gateway.driver.take_frames(port, frames)
             else:
-                gateway.driver.links[port].send_batch(frames)
+                gateway.driver.put_frames(port, frames)
             await trio.sleep(wanted.wait)
         finally:
             breakpoints.unwatch(watch)

@@ -194,7 +194,7 @@ def _links(gateway: Gateway) -> dict[str, dict[str, int]]:
 
 
 def _tcp(gateway: Gateway) -> dict[str, int]:
-    stack = gateway.driver.stack
+    stack = gateway.driver.engine
     counters, drops = stack.counters, stack.dropped
     now = snapshot.gauges(stack)
     losses = now.losses

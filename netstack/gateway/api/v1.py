@@ -50,7 +50,7 @@ def router(gateway: Gateway) -> APIRouter:
 def _add_flows(made: APIRouter, gateway: Gateway) -> None:
     def living() -> Iterator[models.Flow]:
         records = records_of(gateway)
-        for flow in snapshot.flows(gateway.driver.stack, trio.current_time()):
+        for flow in snapshot.flows(gateway.driver.engine, trio.current_time()):
             yield open_flow(flow, records.note_of(flow.flow))
 
     def over() -> Iterator[models.Flow]:
@@ -86,7 +86,7 @@ def _add_flows(made: APIRouter, gateway: Gateway) -> None:
     async def show_flow(number: int) -> models.Flow:
         """One flow, open or over."""
         records = records_of(gateway)
-        flow = snapshot.find(gateway.driver.stack, number, trio.current_time())
+        flow = snapshot.find(gateway.driver.engine, number, trio.current_time())
         if flow is not None:
             return open_flow(flow, records.note_of(number))
         recorded = records.over(number)
@@ -133,7 +133,7 @@ def _counts(counters: LinkCounters) -> models.LinkCounts:
 
 def totals(gateway: Gateway) -> models.Counters:
     """Every counter, for `/v1/counters` and `/metrics`."""
-    stack = gateway.driver.stack
+    stack = gateway.driver.engine
     counters, gauges = stack.counters, snapshot.gauges(stack)
     polled = gateway.driver.busy_poll
     return models.Counters(
