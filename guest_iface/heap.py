@@ -1,5 +1,5 @@
 """How the C library's allocator is told to keep what a batch of frames frees, instead of giving it back to the kernel
-each time.
+each time, and to give it back when nobody needs it any more.
 """
 
 from __future__ import annotations
@@ -28,3 +28,16 @@ def keep_freed_frames() -> bool:
     except AttributeError:
         return False
     return bool(mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)) and bool(mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES))
+
+
+def give_back_freed() -> bool:
+    """Give back to the kernel what is free, at the top of the heap and between blocks in use. False where the C library
+    has no malloc_trim, or nothing could be given.
+
+    Milliseconds when there is much of it; and what is needed again is faulted in again: for when nothing happens.
+    """
+    try:
+        malloc_trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return False
+    return bool(malloc_trim(ctypes.c_size_t(0)))

@@ -55,9 +55,9 @@ class Connections:
             if conversation.parted:
                 return "its flow has ended here", frame
             frame = conversation.fit(frame, packet)
-            flow = self._stack.tcp.table.get(key)
-            if flow is not None:
-                frame = conversation.acknowledge(frame, packet, flow.connection.send_next)
+            sent = self._sent_up_to(key)
+            if sent is not None:
+                frame = conversation.acknowledge(frame, packet, sent)
                 if conversation.owed is not None:
                     self._owing[key] = conversation
             if packet.flags & tcp.FIN:
@@ -146,13 +146,17 @@ class Connections:
         """Acknowledgements that the guest owes us for what we have sent meanwhile, and that it gave long ago."""
         frames = []
         for key, conversation in list(self._owing.items()):
-            flow = self._stack.tcp.table.get(key)
-            if flow is None or conversation.owed is None:
+            sent = self._sent_up_to(key)
+            if sent is None or conversation.owed is None:
                 del self._owing[key]
-            elif flow.connection.send_next & _MASK != conversation.paid:
-                conversation.paid = flow.connection.send_next & _MASK
+            elif sent & _MASK != conversation.paid:
+                conversation.paid = sent & _MASK
                 frames.append(conversation.pay(conversation.paid))
         return frames
+
+    def _sent_up_to(self, key: bytes) -> int | None:
+        flow = self._stack.tcp.table.get(key)
+        return self._stack.tcp.time_wait.sent_up_to(key) if flow is None else flow.connection.send_next
 
     def end(self) -> None:
         """The file has ended: all connections are judged."""

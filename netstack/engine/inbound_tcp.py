@@ -78,6 +78,18 @@ def key_of(guest: tuple[bytes, int], source: bytes, port: int) -> bytes:
     return guest[0] + source + guest[1].to_bytes(2, "big") + port.to_bytes(2, "big")
 
 
+def beyond(used: int | None, isn: int) -> int:
+    """An initial sequence number for a connection that follows another with the same addresses and ports.
+
+    It lies beyond `used`, the position after everything that was sent: nobody may take one connection's segments for
+    the other's (RFC 9293 section 3.6.1). None where there was no other.
+    """
+    if used is None:
+        return isn
+    least = (used + 1) & _MASK
+    return isn if (isn - least) & _MASK < _HALF else (least + 64_000) & _MASK
+
+
 class InboundTcp:
     """The opening of flows towards guests; once open they are TcpFlows' as all others are."""
 
@@ -166,27 +178,25 @@ class InboundTcp:
     def _make_room(self) -> bool:
         """Room for one more; only connections in TIME-WAIT give way: what guests have begun is not for us to end."""
         table = self._table
-        if len(table.by_key) >= self._settings.max_tcp_flows and table.time_wait:
-            table.forget(next(iter(table.time_wait.values())))
-        return len(table.by_key) < self._settings.max_tcp_flows
+        if len(table) >= self._settings.max_tcp_flows and table.time_wait:
+            table.time_wait.evict()
+        return len(table) < self._settings.max_tcp_flows
 
     def _connect(self, opening: Opening, mac: bytes, now: float) -> None:
         guest, (source, port) = opening.guest, opening.source
         by_key = self._table.by_key
         if not port:
-            port = self._ports.choose(partial(key_of, guest, source), by_key.__contains__)
+            port = self._ports.choose(partial(key_of, guest, source), self._table.__contains__)
         key = key_of(guest, source, port)
         old = by_key.get(key)
         if not port or (old is not None and not (old.state == GONE and old.connection.state == st.TIME_WAIT)):
             self._fail(opening, effects.NO_RESOURCES, now)
             return
-        isn = self._initial_sequence(key, now)
+        used = self._table.time_wait.leave(key)
         if old is not None:
-            # As where a guest reopens: the new numbers lie beyond the old ones (RFC 9293 section 3.6.1).
-            least = (old.connection.send_next + 1) & _MASK
-            if (isn - least) & _MASK >= _HALF:
-                isn = (least + 64_000) & _MASK
+            used = old.connection.send_next
             self._table.forget(old)
+        isn = beyond(used, self._initial_sequence(key, now))
         writer = tcp.SegmentWriter(
             destination_mac=mac,
             source_mac=self._settings.gateway_mac,

@@ -72,6 +72,7 @@ class Ipv4Input:
         self._dns_port = dns_port
         self._tcp = tcp_flows
         self._tcp_table = tcp_flows.table
+        self._time_wait = tcp_flows.time_wait
         self._udp = udp_flows
         self._echo = echo_flows
         self._inbound_udp = inbound_udp
@@ -176,6 +177,10 @@ class Ipv4Input:
                 return
             flow.connection.receive(sequence, acknowledgement, flags, window, options, packet[text:], now)
             self._tcp.touch(flow)
+            return
+        if flow is None and self._time_wait.receive(
+            key, mac, sequence, acknowledgement, flags, options, len(packet) - text, now
+        ):
             return
         segment = Syn(
             key,

@@ -119,7 +119,7 @@ def find(stack: Stack, number: int, now: float) -> FlowSnapshot | None:
 
 def gauges(stack: Stack) -> TcpGauges:
     """Looks at every connection: for statistics that are asked for now and then."""
-    connected = established = 0
+    connected, established = len(stack.tcp.time_wait), 0
     counted = SYNCHRONIZED | {SYN_SENT, SYN_RECEIVED, TIME_WAIT}
     recoveries = []
     for flow in stack.tcp.table.values():

@@ -416,6 +416,11 @@ class Stack:
     def _wake_session(self, flow: int) -> None:
         self.tcp.wake(flow)
 
+    def compact(self) -> None:
+        """Let the tables of flows give back the room that is empty by now. For when many have gone, and time allows."""
+        self.tcp.tables.compact()
+        self.udp.compact()
+
     # -- time, and what is to be done ------------------------------------------------------------------------
 
     def next_deadline(self) -> float:

@@ -14,6 +14,9 @@ MAX_SACKED_RANGES: Final = 512
 """Ranges kept in a scoreboard; a guest that acknowledges every other byte gains nothing by naming more."""
 _RECENT: Final = 8
 _SMALL_CHUNK: Final = 2048
+# What a connection has that loses nothing and whose order is kept, shared by all such: never changed, only replaced.
+_NO_POSITIONS: Final[list[int]] = []
+_NO_RUNS: Final[list[list[bytes]]] = []
 
 
 class ReceiveBuffer:
@@ -43,12 +46,12 @@ class ReceiveBuffer:
         self.mss = mss
         self._grown_at = start
         # What waits beyond a gap, as ranges that neither overlap nor touch: [start, end) and the pieces that fill it.
-        self.gaps: list[int] = []
+        self.gaps = _NO_POSITIONS
         """Where each range beyond a gap starts; empty while everything came in order."""
-        self._ends: list[int] = []
-        self._runs: list[list[bytes]] = []
+        self._ends = _NO_POSITIONS
+        self._runs = _NO_RUNS
         self._pieces = 0
-        self._recent: list[int] = []
+        self._recent = _NO_POSITIONS
 
     def begin(self, start: int, limit: int, limit_max: int, shift: int) -> None:
         """The guest has said where its bytes begin and what it understands; none of them has come yet."""
@@ -82,6 +85,8 @@ class ReceiveBuffer:
 
     def _keep(self, position: int, data: bytes) -> None:
         """Store the parts of `data` that are not there yet, and join the ranges they connect."""
+        if self.gaps is _NO_POSITIONS:
+            self.gaps, self._ends, self._runs = [], [], []
         starts, ends, runs = self.gaps, self._ends, self._runs
         start, end = position, position + len(data)
         first = bisect_left(ends, start)  # the first range that [start, end) overlaps or touches,
@@ -176,9 +181,8 @@ class ReceiveBuffer:
 
     def clear(self) -> None:
         """Forget what waits beyond a gap: nothing will fill it any more."""
-        self.gaps = []
-        self._ends = []
-        self._runs = []
+        self.gaps = self._ends = self._recent = _NO_POSITIONS
+        self._runs = _NO_RUNS
         self._pieces = 0
 
 
@@ -261,13 +265,14 @@ class Scoreboard:
     __slots__ = ("_ends", "_starts", "sacked")
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._starts = self._ends = _NO_POSITIONS
         self.sacked = 0
         """Bytes acknowledged beyond SND.UNA."""
 
     def add(self, left: int, right: int) -> int:
         """Note that [left, right) arrived; returns how many bytes of it are news."""
+        if self._starts is _NO_POSITIONS:
+            self._starts, self._ends = [], []
         starts, ends = self._starts, self._ends
         first = bisect_left(ends, left)
         last = bisect_right(starts, right)
@@ -339,6 +344,5 @@ class Scoreboard:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._starts = []
-        self._ends = []
+        self._starts = self._ends = _NO_POSITIONS
         self.sacked = 0

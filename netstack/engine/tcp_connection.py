@@ -13,7 +13,14 @@ from typing import Final
 
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_buffers import ReceiveBuffer
-from netstack.engine.tcp_limits import MIN_BUFFER, TcpLimits
+from netstack.engine.tcp_limits import (
+    CHALLENGE_INTERVAL,
+    MAX_SYN_RETRANSMISSIONS,
+    MIN_BUFFER,
+    MIN_MSS,
+    WINDOW_SHIFT,
+    TcpLimits,
+)
 from netstack.engine.tcp_receiver import Receiver
 from netstack.engine.tcp_sender import DEFAULT_MSS, Sender
 from netstack.engine.tcp_timestamps import Timestamps
@@ -26,17 +33,6 @@ _SPECIAL: Final = 0x3F & ~(PSH | FIN)
 _ESTABLISHED: Final = st.ESTABLISHED
 _SYN_RECEIVED: Final = st.SYN_RECEIVED
 
-WINDOW_SHIFT: Final = 7
-"""Our window scale: windows up to 8 MiB."""
-MIN_MSS: Final = 48
-"""A guest that asks for smaller segments gets these (Linux's tcp_min_snd_mss, after CVE-2019-11479)."""
-TIME_WAIT_SECONDS: Final = 60.0
-"""Twice a segment lifetime of 30 s, as Linux and gVisor have it."""
-MAX_SYN_RETRANSMISSIONS: Final = 7
-"""Then the guest counts as gone: more than three minutes (RFC 9293 section 3.8.3, MUST-23)."""
-CHALLENGE_INTERVAL: Final = 0.1
-"""Seconds between answers to segments that do not fit the connection (RFC 5961 section 10)."""
-
 
 class TcpConnection:
     """The guest's TCP peer.
@@ -47,8 +43,8 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_challenge_at", "_last_heard", "_limits", "_quiet_at", "_receiver", "_scaled", "_sender", "_stamps", "_urgent",
-        "_writer", "deadline", "receive_buffer", "signals", "state",
+        "_last_heard", "_limits", "_quiet_at", "_scaled", "_sender", "_urgent", "_writer", "challenge_at", "deadline",
+        "receive_buffer", "receiver", "signals", "stamps", "state",
     )  # fmt: skip
 
     def __init__(self, writer: SegmentWriter, limits: TcpLimits, isn: int, urgent: list[bytes]) -> None:
@@ -61,13 +57,13 @@ class TcpConnection:
         """What the owner has to know: bits of tcp_states, which it clears."""
         self.deadline = inf
         self.receive_buffer = ReceiveBuffer(0, 0, 0, 0, limits.mss)
-        self._receiver = Receiver(self.receive_buffer, limits.mss, sack=True)
+        self.receiver = Receiver(self.receive_buffer, limits.mss, sack=True)
         self._sender = Sender(writer, isn)
-        self._stamps = Timestamps(isn)
+        self.stamps = Timestamps(isn)
         self._scaled = True
         self._quiet_at = inf  # when TIME-WAIT ends, or a guest that has been silent is asked whether it is there
         self._last_heard = 0.0
-        self._challenge_at = 0.0
+        self.challenge_at = 0.0
 
     @property
     def send_next(self) -> int:
@@ -87,7 +83,7 @@ class TcpConnection:
         self._take_syn(sequence, window, options, now)
 
     def _take_syn(self, sequence: int, window: int, options: tcp.TcpOptions, now: float) -> None:
-        limits, sender, stamps = self._limits, self._sender, self._stamps
+        limits, sender, stamps = self._limits, self._sender, self.stamps
         mss = min(limits.mss, max(MIN_MSS, options.mss or DEFAULT_MSS))
         # A link that cuts frames cuts them to its MTU, which is too long for a guest that asks for less.
         offload = self._writer.offload if mss == limits.mss else 0
@@ -100,7 +96,7 @@ class TcpConnection:
         largest = limits.max_receive_window if self._scaled else min(limits.max_receive_window, 0xFFFF)
         shift = WINDOW_SHIFT if self._scaled else 0
         self.receive_buffer.begin(sequence + 1, min(MIN_BUFFER, largest), largest, shift)
-        self._receiver.begin(mss, sack=options.sack_permitted)
+        self.receiver.begin(mss, sack=options.sack_permitted)
         sender.recovery.begin(mss, sack=options.sack_permitted, limit=limits.max_congestion_window)
         sender.largest = max(mss, offload - offload % mss)
         sender.shift = options.window_scale or 0
@@ -118,11 +114,11 @@ class TcpConnection:
         self._send_syn(SYN, now)
 
     def _send_syn(self, flags: int, now: float, *, repeated: bool = False) -> None:
-        stamps, sender, buffer = self._stamps, self._sender, self.receive_buffer
+        stamps, sender, buffer = self.stamps, self._sender, self.receive_buffer
         options = tcp.build_syn_options(
             self._limits.mss,
             window_scale=WINDOW_SHIFT if self._scaled else None,
-            sack_permitted=self._receiver.sack,
+            sack_permitted=self.receiver.sack,
             timestamps=(stamps.clock(now), stamps.recent) if stamps.used else None,
         )
         window = min(MIN_BUFFER, self._limits.max_receive_window, 0xFFFF)
@@ -194,10 +190,10 @@ class TcpConnection:
             usual = acknowledged <= sender.next - sender.una
             if state == _SYN_RECEIVED and not acknowledged:
                 usual = False
-            stamps = self._stamps
+            stamps = self.stamps
             if stamps.used:
                 usual = usual and (options == stamps.last_options or stamps.fit(options))
-                if usual and expected == self._receiver.last_ack_sent:  # RFC 7323 section 4.3
+                if usual and expected == self.receiver.last_ack_sent:  # RFC 7323 section 4.3
                     stamps.recent, stamps.recent_at = stamps.last_value, now
             elif options:
                 usual = False
@@ -220,7 +216,7 @@ class TcpConnection:
                 if payload:
                     buffer.ready.append(payload)
                     buffer.next = expected + len(payload)
-                    self._receiver.unacknowledged += len(payload)
+                    self.receiver.unacknowledged += len(payload)
                 if flags & FIN:
                     self._take_text(buffer.next, b"", FIN, now)
                 return
@@ -239,7 +235,7 @@ class TcpConnection:
         self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes, payload: bytes, now: float
     ) -> None:
         """RFC 9293 section 3.10.7.4, in its order."""
-        buffer, receiver, sender, stamps = self.receive_buffer, self._receiver, self._sender, self._stamps
+        buffer, receiver, sender, stamps = self.receive_buffer, self.receiver, self._sender, self.stamps
         parsed = tcp.parse_options(options) if options else tcp.NO_OPTIONS
         position = buffer.next + ((sequence - buffer.next + _HALF) & _MASK) - _HALF
         length = len(payload) + (flags & FIN)
@@ -298,15 +294,9 @@ class TcpConnection:
             self._take_text(position, payload, flags, now)
 
     def _take_acknowledgement(
-        self,
-        acknowledged: int,
-        position: int,
-        length: int,
-        window: int,
-        fresh: bool,
-        options: tcp.TcpOptions,
+        self, acknowledged: int, position: int, length: int, window: int, fresh: bool, options: tcp.TcpOptions,
         now: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """An acceptable acknowledgement; `fresh`: its window is no older than the one we know (SND.WL1, SND.WL2)."""
         sender = self._sender
         sacked_before = sender.recovery.scoreboard.sacked
@@ -320,7 +310,7 @@ class TcpConnection:
             return
         if sender.recovery.mode and options.timestamps is not None:
             # In recovery only the echoed stamp tells which of several transmissions arrived (RFC 7323 section 4.1).
-            sample = self._stamps.round_trip(options.timestamps[1], now)
+            sample = self.stamps.round_trip(options.timestamps[1], now)
             if sample is not None:
                 sender.round_trip.measured(sample)
         sender.acknowledged(acknowledged, now, sacked_before=sacked_before)
@@ -339,7 +329,7 @@ class TcpConnection:
     def _passes_paws(self, options: tcp.TcpOptions, flags: int, now: float) -> bool:
         """RFC 7323 section 5.3; section 3.2: without its time stamp a segment is dropped in silence."""
         stamp = options.timestamps
-        if stamp is not None and not self._stamps.is_old(stamp[0], now):
+        if stamp is not None and not self.stamps.is_old(stamp[0], now):
             return True
         if stamp is not None or flags & SYN:  # a SYN is a guest that has forgotten us (RFC 5961 section 4.2)
             self._challenge(now)
@@ -347,14 +337,14 @@ class TcpConnection:
 
     def _answer_unacceptable(self, position: int, length: int, flags: int, now: float) -> None:
         if length and not flags & SYN and position + length <= self.receive_buffer.next:
-            self._receiver.repeated(position, position + length)
+            self.receiver.repeated(position, position + length)
             if self.state == st.TIME_WAIT and flags & FIN:
-                self._quiet_at = now + TIME_WAIT_SECONDS
+                self._quiet_at = now + st.TIME_WAIT_SECONDS
         else:
             self._challenge(now)
 
     def _take_text(self, position: int, payload: bytes, flags: int, now: float) -> None:
-        receiver = self._receiver
+        receiver = self.receiver
         if self.state not in st.CAN_RECEIVE:
             receiver.must_ack = True  # the guest had finished: whatever comes now is a repetition
             return
@@ -386,27 +376,27 @@ class TcpConnection:
         buffer = self.receive_buffer
         buffer.edge = buffer.next + min(buffer.limit, 0xFFFF)
         self._opened(st.SYN_ACK_CAME, now)
-        self._receiver.must_ack = True
+        self.receiver.must_ack = True
         if payload or flags & FIN:
             self._take_text(buffer.next, payload, flags, now)
         self._set_deadline()
 
     def _repeat_syn_ack(self, now: float) -> None:
         """The guest says SYN again: our SYN-ACK was lost."""
-        if now >= self._challenge_at:
-            self._challenge_at = now + CHALLENGE_INTERVAL
+        if now >= self.challenge_at:
+            self.challenge_at = now + CHALLENGE_INTERVAL
             self._send_syn(SYN | ACK, now, repeated=True)
 
     # -- what we say --------------------------------------------------------------------------------------------------
 
     def output(self, frames: list[bytes], room: int, now: float) -> bool:
         """Append the frames that are due, at most `room` of them with data; returns whether data had to wait for it."""
-        state, sender, receiver = self.state, self._sender, self._receiver
+        state, sender, receiver = self.state, self._sender, self.receiver
         waiting = False
         if state in st.SYNCHRONIZED:
             if sender.una < sender.buffer.end or sender.finishing:
                 start = len(frames)
-                waiting = sender.emit(frames, room, receiver, self._stamps, now)
+                waiting = sender.emit(frames, room, receiver, self.stamps, now)
                 if sender.fin_sent and state in st.CAN_SEND:
                     self._move(st.FIN_SENT)
                 if len(frames) > start and not receiver.has_blocks:
@@ -421,8 +411,8 @@ class TcpConnection:
         return waiting
 
     def _send_ack(self, frames: list[bytes], now: float) -> None:
-        buffer, receiver = self.receive_buffer, self._receiver
-        options = self._stamps.option(now)
+        buffer, receiver = self.receive_buffer, self.receiver
+        options = self.stamps.option(now)
         if receiver.has_blocks:
             options += receiver.sack_option(3 if options else 4)
         window = buffer.advertise()
@@ -430,15 +420,15 @@ class TcpConnection:
         receiver.acknowledgement_went_out()
 
     def _challenge(self, now: float) -> None:
-        if now >= self._challenge_at:
-            self._challenge_at = now + CHALLENGE_INTERVAL
+        if now >= self.challenge_at:
+            self.challenge_at = now + CHALLENGE_INTERVAL
             self._send_ack(self._urgent, now)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
         """Let the timers that are due do their work; call `output` afterwards for what they have to say."""
-        receiver, sender = self._receiver, self._sender
+        receiver, sender = self.receiver, self._sender
         if now >= receiver.delayed_ack_at:
             receiver.must_ack = True
         if now >= sender.timer_at:
@@ -475,7 +465,7 @@ class TcpConnection:
             self._give_up()
             return
         sender.unanswered += 1
-        buffer, options = self.receive_buffer, self._stamps.option(now)
+        buffer, options = self.receive_buffer, self.stamps.option(now)
         position = sender.next - 1 & _MASK
         self._urgent.append(self._writer.frame(position, buffer.next & _MASK, ACK, buffer.advertise(), options))
 
@@ -486,12 +476,12 @@ class TcpConnection:
     def _set_deadline(self) -> None:
         if self._quiet_at == inf and self._limits.keepalive_idle != inf and self.state in st.SYNCHRONIZED:
             self._quiet_at = self._last_heard + self._limits.keepalive_idle
-        self.deadline = min(self._sender.timer_at, self._receiver.delayed_ack_at, self._quiet_at)
+        self.deadline = min(self._sender.timer_at, self.receiver.delayed_ack_at, self._quiet_at)
 
     def _enter_time_wait(self, now: float) -> None:
         self.signals |= st.ENDED
         self._sender.stop()
-        self._quiet_at = now + TIME_WAIT_SECONDS
+        self._quiet_at = now + st.TIME_WAIT_SECONDS
 
     def _move(self, event: int) -> None:
         self.state = st.TRANSITIONS[self.state, event]
@@ -501,5 +491,5 @@ class TcpConnection:
             self._move(st.OVER)
         self.signals |= signal | st.ENDED
         self._sender.stop()
-        self._receiver.stop()
+        self.receiver.stop()
         self._quiet_at = self.deadline = inf

@@ -14,7 +14,7 @@ from netstack.engine import effects
 from netstack.engine import tcp_states as st
 from netstack.engine.host_errors import quotable, quoted_whole
 from netstack.engine.icmp_errors import IcmpErrors
-from netstack.engine.inbound_tcp import InboundTcp
+from netstack.engine.inbound_tcp import InboundTcp, beyond
 from netstack.engine.judge import Judge
 from netstack.engine.neighbours import Neighbours
 from netstack.engine.outbox import Outbox
@@ -39,6 +39,7 @@ from netstack.engine.tcp_limits import TcpLimits
 from netstack.engine.tcp_output import TcpOutput
 from netstack.engine.tcp_sessions import SERVED_IDLE, serve
 from netstack.engine.tcp_table import TcpTable
+from netstack.engine.tcp_time_wait import TimeWait
 from netstack.engine.timers import Timers
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Question, Verdict
 from netstack.wire import icmp, ipv4, tcp
@@ -105,15 +106,16 @@ class TcpFlows:
             keepalive_idle=settings.tcp_keepalive,
         )
         self._timers: Timers[TcpFlow] = Timers()
-        self.timers: tuple[Timers[Any], ...] = (self._timers,)
+        self.time_wait = TimeWait(outbox, settings.gateway_mac)
+        """Connections whose flows are over: segments for them are given to this."""
+        self.timers: tuple[Timers[Any], ...] = (self._timers, self.time_wait.timers)
         """Whose first deadline says when `advance` wants to be called."""
         self._output = TcpOutput(self._timers)
         self.touch = self._output.touch
-        self.tables = self._flows = flows = TcpTable(outbox, judge, self._timers)
+        self.tables = self._flows = flows = TcpTable(outbox, judge, self._timers, self.time_wait)
         self.table = flows.by_key
         self._streams = flows.streams
         self._half_open = flows.half_open
-        self._time_wait = flows.time_wait
         self.admission = TcpAdmission(settings, flows, outbox, judge, self._timers, self.touch)
         self.inbound = InboundTcp(
             settings, flows, outbox, neighbours, self._timers, self._limits, initial_sequence=initial_sequence,
@@ -125,23 +127,22 @@ class TcpFlows:
     # -- from the guest --------------------------------------------------------------------------------------
 
     def reopens(self, flow: TcpFlow, sequence: int) -> bool:
-        """Whether a SYN may take a connection's place: in TIME-WAIT (RFC 9293 section 3.6.1, RFC 6191), or closed."""
+        """Whether a SYN may take a flow's place that has ended in this batch: closed, or in TIME-WAIT (see there)."""
         connection = flow.connection
         if connection.state == st.CLOSED:
-            return True  # it ended earlier in this batch
+            return True
         return connection.state == st.TIME_WAIT and (sequence - connection.receive_buffer.next) & _MASK < _HALF
 
     def open(self, syn: Syn, route: Route, now: float) -> None:
         """A SYN that belongs to no flow, or takes the place of one that `reopens` names; `route` of its destination."""
         isn = self._initial_sequence(syn.key, now)
         old = self.table.get(syn.key)
+        used = self.time_wait.leave(syn.key)
         if old is not None:
-            self._settle(old, now)  # it may have ended in this batch, and the host has to hear of it
-            # The new numbers lie beyond the old ones: nobody may take one connection's segments for the other's.
-            least = (old.connection.send_next + 1) & _MASK
-            if (isn - least) & _MASK >= _HALF:
-                isn = (least + 64_000) & _MASK
+            self._settle(old, now)  # it has ended in this batch, and the host has to hear of it
+            used = old.connection.send_next
             self._flows.forget(old)
+        isn = beyond(used, isn)
         question = Question(
             self._outbox.next_flow(), ipv4.TCP, (syn.source, syn.source_port), (syn.destination, syn.destination_port)
         )
@@ -246,13 +247,13 @@ class TcpFlows:
         """Room for one more: a connection in TIME-WAIT goes first, then the oldest that was never completed."""
         if len(self._half_open) >= MAX_HALF_OPEN:
             self._evict_half_open(next(iter(self._half_open.values())), now)
-        if len(self.table) < self._settings.max_tcp_flows:
+        if len(self._flows) < self._settings.max_tcp_flows:
             return True
-        if self._time_wait:
-            self._flows.forget(next(iter(self._time_wait.values())))
+        if self.time_wait:
+            self.time_wait.evict()
         elif self._half_open:
             self._evict_half_open(next(iter(self._half_open.values())), now)
-        return len(self.table) < self._settings.max_tcp_flows
+        return len(self._flows) < self._settings.max_tcp_flows
 
     def _evict_half_open(self, flow: TcpFlow, now: float) -> None:
         self._outbox.drop("tcp-half-open-evicted")
@@ -362,6 +363,7 @@ class TcpFlows:
                 self._flows.abandon(flow, "guest left", now)
             else:
                 self._flows.forget(flow)
+        self.time_wait.guest_left(mac)
 
     # -- at the end of a batch -------------------------------------------------------------------------------
 
@@ -436,7 +438,7 @@ class TcpFlows:
                 self._outbox.effects.append(effects.CloseStream(flow.id))
             self._flows.close(flow, "finished", now)
             if connection.state == st.TIME_WAIT:
-                self._time_wait[flow.id] = flow
+                self._flows.ending.append(flow)
             else:
                 self._flows.forget(flow)
 
@@ -458,6 +460,8 @@ class TcpFlows:
         Guests whose MAC is in `held` are sent no data, whatever the room.
         """
         self._output.speak(frames, room, now, held)
+        if self._flows.ending:
+            self._flows.rest()
 
     @property
     def waiting(self) -> bool:
@@ -468,6 +472,7 @@ class TcpFlows:
 
     def advance(self, now: float) -> None:
         """Timers of connections, dials and services."""
+        self.time_wait.advance(now)
         for flow in self._timers.due(now):
             if now >= flow.limit_at:
                 flow.limit_at = inf

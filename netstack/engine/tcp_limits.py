@@ -8,6 +8,14 @@ from typing import Final
 
 MIN_BUFFER: Final = 64 * 1024
 """What a connection may buffer in each direction before it has shown that it needs more, bytes."""
+WINDOW_SHIFT: Final = 7
+"""Our window scale: windows up to 8 MiB."""
+MIN_MSS: Final = 48
+"""A guest that asks for smaller segments gets these (Linux's tcp_min_snd_mss, after CVE-2019-11479)."""
+MAX_SYN_RETRANSMISSIONS: Final = 7
+"""Then the guest counts as gone: more than three minutes (RFC 9293 section 3.8.3, MUST-23)."""
+CHALLENGE_INTERVAL: Final = 0.1
+"""Seconds between answers to segments that do not fit the connection (RFC 5961 section 10)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ MAX_PATIENCE: Final = 4
 """Quarters of a round-trip time (RFC 8985 section 6.2.4: the reordering window is one round trip at most)."""
 _EXAMINED: Final = 16
 """The oldest repetitions looked at for each acknowledgement: a guest must not make us walk over thousands."""
+_NO_REPEATS: Final[list[tuple[int, int]]] = []  # of all that have repeated nothing; never changed, only replaced
 
 # How lost segments are being repaired.
 NONE: Final = 0
@@ -139,7 +140,7 @@ class LossRecovery(LossTotals):
         self._duplicate_acks = 0
         # Repetitions on their way, oldest first: (left, right, SND.NXT when it was sent, serial number).
         self._repeats: list[tuple[int, int, int, int]] = []
-        self._recent_repeats: list[tuple[int, int]] = []
+        self._recent_repeats = _NO_REPEATS
         self._serial = 0
         self._newest_arrived = 0
         self._again: list[tuple[int, int]] = []

@@ -22,6 +22,9 @@ STATE_NAMES: Final = (
     "LAST-ACK", "TIME-WAIT",
 )  # fmt: skip
 
+TIME_WAIT_SECONDS: Final = 60.0
+"""Twice a segment lifetime of 30 s, as Linux and gVisor have it."""
+
 # What moves a connection from one state to the next.
 ACCEPT: Final = 1
 """We answer the guest's SYN."""

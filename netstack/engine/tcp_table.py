@@ -5,26 +5,31 @@ from __future__ import annotations
 from math import inf
 
 from netstack.engine import effects
+from netstack.engine.compaction import compact
 from netstack.engine.events import INBOUND, OUTBOUND, FlowClosed, FlowOpened
 from netstack.engine.judge import Judge
 from netstack.engine.outbox import Outbox
 from netstack.engine.tcp_flow import CONSULTING, GONE, PEEKING, TO_GUEST, TcpFlow
+from netstack.engine.tcp_time_wait import TimeWait
 from netstack.engine.timers import Timers
 
 
 class TcpTable:
     """Shared by those who open flows, admit them and carry their bytes. Bounds are theirs to keep."""
 
-    def __init__(self, outbox: Outbox, judge: Judge, timers: Timers[TcpFlow]) -> None:
+    def __init__(self, outbox: Outbox, judge: Judge, timers: Timers[TcpFlow], time_wait: TimeWait) -> None:
         self.by_key: dict[bytes, TcpFlow] = {}
-        """By 12 bytes of addresses and ports: all whose connection still says something."""
+        """By 12 bytes of addresses and ports: all that are not over."""
         self.streams: dict[int, TcpFlow] = {}
         """By number: those the host's side is not over for."""
         self.half_open: dict[int, TcpFlow] = {}
         """Whose handshake is not complete, the oldest first."""
         self.opening: dict[int, TcpFlow] = {}
         """Those towards guests that the guest has not answered."""
-        self.time_wait: dict[int, TcpFlow] = {}
+        self.time_wait = time_wait
+        """What is left of those that are over, and may have to say so again; they count as well."""
+        self.ending: list[TcpFlow] = []
+        """Those that have entered TIME-WAIT in this batch."""
         self.peeking: dict[int, TcpFlow] = {}
         """Who have not said their name."""
         self.waiting_bytes = 0
@@ -32,6 +37,14 @@ class TcpTable:
         self._outbox = outbox
         self._judge = judge
         self._timers = timers
+
+    def __len__(self) -> int:
+        """Connections there are, in whatever state."""
+        return len(self.by_key) + len(self.time_wait)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether there is a connection with these addresses and ports."""
+        return key in self.by_key or key in self.time_wait
 
     def report_opened(self, flow: TcpFlow, now: float) -> None:
         """Tell people that a flow has reached its destination."""
@@ -101,15 +114,27 @@ class TcpTable:
             )
         )  # fmt: skip
 
+    def compact(self) -> None:
+        """Give back the room of flows that are gone."""
+        compact(self.by_key, self.streams, self.half_open, self.opening, self.peeking)
+        self.time_wait.compact()
+
     def forget(self, flow: TcpFlow) -> None:
         """Nothing is left of it."""
         if not flow.forgotten:
             self._outbox.counters.losses.add(flow.connection.sender.recovery)
         flow.forgotten = True
         self._timers.forget(flow)
-        self.time_wait.pop(flow.id, None)
         if self.by_key.get(flow.key) is flow:
             del self.by_key[flow.key]
+
+    def rest(self) -> None:
+        """Those in `ending` have acknowledged the guest's FIN: of them only TIME-WAIT is left."""
+        ending, self.ending = self.ending, []
+        for flow in ending:
+            if not flow.forgotten:
+                self.forget(flow)
+                self.time_wait.enter(flow.key, flow.mac, flow.id, flow.connection)
 
 
 def _direction(flow: TcpFlow) -> str:

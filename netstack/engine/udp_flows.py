@@ -13,6 +13,7 @@ from math import inf
 from typing import Any
 
 from netstack.engine import effects
+from netstack.engine.compaction import compact
 from netstack.engine.events import FlowClosed, FlowOpened
 from netstack.engine.host_errors import HostErrors, quotable
 from netstack.engine.judge import Judge
@@ -103,6 +104,10 @@ class UdpFlows:
         self._timers: Timers[UdpFlow] = Timers()
         self.timers: tuple[Timers[Any], ...] = (self._timers, self._waiting.timers)
         """Whose first deadlines say when `advance` wants to be called."""
+
+    def compact(self) -> None:
+        """Give back the room of flows that are gone."""
+        compact(self.table, self._mappings, self._by_number, self._unreplied)
 
     def send(self, key: bytes, packet: bytes, header: ipv4.Ipv4, datagram: udp.Udp, dialled: bytes, now: float) -> None:
         """A datagram from the guest to `dialled`, the address after NAT."""

@@ -41,6 +41,10 @@ class HostSockets:
         """Host sockets open."""
         return len(self._table.by_flow)
 
+    def compact(self) -> None:
+        """Give back the room of sockets that are gone."""
+        self._table.compact()
+
     def close(self) -> None:
         """Close every host socket. Established connections are reset: their guest is going away.
 

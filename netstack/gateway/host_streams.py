@@ -30,6 +30,8 @@ _UNDER_WAY: Final = (errno.EALREADY, errno.EINPROGRESS)
 _CONNECTED: Final = (0, errno.EISCONN)
 """What a dial that goes on and one that has succeeded say when they are asked again."""
 _LINUX: Final = sys.platform == "linux"
+_NOTHING: Final[deque[bytes | memoryview]] = deque(maxlen=0)
+"""What most streams have unsent; an empty deque of their own would be most of what they cost."""
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -82,7 +84,7 @@ class HostStream(HostSocket):
         self.address = b""
         self.port = 0
         """What is dialled, address and port."""
-        self.unsent: deque[bytes | memoryview] = deque()
+        self.unsent = _NOTHING
         self.shutting = False
         self.closing = False
         self.ended = False
@@ -222,8 +224,7 @@ class HostStreams:
             return
         for index, chunk in enumerate(chunks):
             if sent < len(chunk):
-                stream.unsent.append(memoryview(chunk)[sent:])
-                stream.unsent.extend(chunks[index + 1 :])
+                stream.unsent = deque((memoryview(chunk)[sent:], *chunks[index + 1 :]))
                 if not self._table.watch(stream, stream.interest | WRITE):
                     self._fail(stream, now)
                 return
@@ -252,6 +253,7 @@ class HostStreams:
                 sent -= len(unsent.popleft())
             if sent:
                 unsent[0] = memoryview(unsent[0])[sent:]
+        stream.unsent = _NOTHING
         if stream.closing:
             self._drop(stream)
         elif not self._table.watch(stream, stream.interest & ~WRITE):

@@ -46,7 +46,11 @@ class NameTable:
                 if flow.id == number:
                     question = flow.question
                     return FlowEnds(question.protocol, question.guest, question.destination)
-        return None
+        key = self._stack.tcp.time_wait.key_of(number)
+        if key is None:
+            return None
+        guest, other = (key[:4], int.from_bytes(key[8:10], "big")), (key[4:8], int.from_bytes(key[10:], "big"))
+        return FlowEnds(ipv4.TCP, guest, other)
 
     def addresses(self, name: str) -> OrderedDict[bytes, None]:
         """See Known. From the first call on, answers are looked at for it."""

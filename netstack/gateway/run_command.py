@@ -36,6 +36,7 @@ from netstack.gateway.driver import Driver
 from netstack.gateway.event_log import EventLog, EventLogError
 from netstack.gateway.forwards import Forwards
 from netstack.gateway.host_datagrams import open_ping_socket
+from netstack.gateway.idle_memory import IdleMemory
 from netstack.gateway.inbound import DIAL_TIMEOUT, Endpoint, Handler
 from netstack.gateway.notifications import Notifications
 from netstack.gateway.pid_file import pid_file
@@ -117,6 +118,7 @@ class Gateway:
             busy_poll=config.busy_poll / 1e6,
             may_be_heard=config.capture is not None and config.capture_options == EVERYTHING,
         )
+        self._memory = IdleMemory(self.driver.stack, self.driver.sockets)
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
@@ -139,6 +141,7 @@ class Gateway:
         self.driver.stack.dns.cache.clear()
 
     def _report(self, event: Event, _now: float) -> None:
+        self._memory.note(event)
         if self._events is not None:
             self._events.write(event)
         if self.captures:
@@ -278,6 +281,7 @@ class Gateway:
                 async with trio.open_nursery() as engine:
                     await engine.start(self.driver.run)
                     await engine.start(self.forwards.run)
+                    engine.start_soon(self._memory.run)
                     if self.debugging is not None:
                         engine.start_soon(self.debugging.run, self.driver.engine)
                     if self._api is not None:

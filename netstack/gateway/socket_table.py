@@ -7,6 +7,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from netstack.engine.compaction import compact
 from netstack.gateway.poller import Poller
 
 
@@ -74,6 +75,10 @@ class SocketTable:
         close_socket(host.sock)
         if host.gone is not None:
             host.gone()
+
+    def compact(self) -> None:
+        """Give back the room of sockets that are gone."""
+        compact(self.by_flow, self.watched)
 
     def close(self) -> None:
         """No socket is added from now on. To be called when all are dropped."""

@@ -42,6 +42,8 @@ _SACK_AND_TIMESTAMPS_LEAD: Final = b"\x04\x02\x08\x0a"
 _WINDOW_SCALE_LEAD: Final = b"\x01\x03\x03"
 # One string up to the IP total length, then what varies; 54 bytes in all.
 _FRAME_HEADERS = Struct("!16sH6sH12sIIHHHH")
+_MIDDLE: Final = bytes((0, 0, 0x40, 0, DEFAULT_TTL, TCP))
+"""Identification, DF, TTL and protocol."""
 _FLAGS: Final = 47
 _CHECKSUM: Final = 50
 """Where these are in such a frame."""
@@ -139,7 +141,7 @@ class SegmentWriter:
     Packets carry DF and identification 0 (RFC 6864 section 4.1: an atomic datagram needs none).
     """
 
-    __slots__ = ("_ends", "_ip_sum", "_middle", "_prefix", "_pseudo_sum", "_tcp_sum", "offload")
+    __slots__ = ("_ends", "_ip_sum", "_prefix", "_pseudo_sum", "_tcp_sum", "offload")
 
     def __init__(
         self,
@@ -156,7 +158,6 @@ class SegmentWriter:
         self.offload = offload
         """How many bytes of text a frame may hold that the other side cuts; 0 when it does not."""
         self._prefix = destination_mac + source_mac + IPV4 + b"\x45\x00"
-        self._middle = bytes((0, 0, 0x40, 0, DEFAULT_TTL, TCP))
         self._ends = source + destination + source_port.to_bytes(2, "big") + destination_port.to_bytes(2, "big")
         addresses = int.from_bytes(source, "big") + int.from_bytes(destination, "big")
         self._ip_sum = 0x4500 + 0x4000 + (DEFAULT_TTL << 8 | TCP) + addresses
@@ -186,7 +187,7 @@ class SegmentWriter:
         headers = _FRAME_HEADERS.pack(
             self._prefix,
             length + 20,
-            self._middle,
+            _MIDDLE,
             fold(self._ip_sum + length + 20),
             self._ends,
             sequence,
@@ -220,7 +221,7 @@ class SegmentWriter:
             headers = _FRAME_HEADERS.pack(
                 self._prefix,
                 length + 20,
-                self._middle,
+                _MIDDLE,
                 fold(self._ip_sum + length + 20),
                 self._ends,
                 0,

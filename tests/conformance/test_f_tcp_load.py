@@ -364,9 +364,9 @@ def test_F11_short_connections_one_after_the_other_leave_nothing(guest: Guest) -
         connection.close_both()
         wire.events.clear()
         wire.wait(0.01)
-    assert len(wire.stack.tcp.table) <= 50, "what is left is in TIME-WAIT"
+    assert len(wire.stack.tcp.tables) <= 50, "what is left is in TIME-WAIT"
     wire.wait(130)
-    assert not wire.stack.tcp.table
+    assert len(wire.stack.tcp.tables) == 0
     assert wire.rests()
 
 
@@ -411,7 +411,7 @@ def peeked_quietly(wire: PolicyWire) -> GuestTcp:
 def test_F_under_deny_all_a_flood_costs_no_state(guest: Guest) -> None:
     wire = guest(spec=NetworkSpec.enabled(deny_all=True))
     flood(wire, syns(3000, SITE, port=443))
-    assert not wire.stack.tcp.table
+    assert len(wire.stack.tcp.tables) == 0
     assert wire.asks_nothing()
     assert not wire.told(FlowOpened)
     assert [event.total for event in wire.told(FlowRefused)] == [1, 10, 100, 1000]

@@ -234,7 +234,7 @@ def test_a_client_that_comes_back_from_the_same_port(wire: VirtualWire) -> None:
     guest.fin()
     guest.hear_one("A")
     assert wire.asked() == [ShutdownStream(guest.flow), CloseStream(guest.flow)]
-    assert len(wire.stack.tcp.table) == 1, "in TIME-WAIT"
+    assert len(wire.stack.tcp.time_wait) == 1
     flow = wire.stack.open_inbound(CLIENT, WEB, wire.now)
     syn = wire.hear_one()[TCP]
     assert str(syn.flags) == "S"

@@ -67,10 +67,11 @@ def check_bounds(stack: Stack) -> None:
     """Every table a guest can make grow, against its bound."""
     config = stack.settings
     tcp, udp_flows, echo = stack.tcp, stack.udp, stack.echo
-    assert len(tcp.table) <= config.max_tcp_flows
+    assert len(tcp.tables) <= config.max_tcp_flows
     assert len(tcp._streams) <= len(tcp.table)
     assert len(tcp._half_open) <= min(len(tcp._streams), tcp_flows.MAX_HALF_OPEN)
-    assert len(tcp._time_wait) <= len(tcp.table)
+    assert not set(tcp.table) & set(tcp.time_wait._records)
+    assert len(tcp.time_wait.timers) <= 2
     assert set(tcp.inbound._opening) <= set(tcp._streams)
     assert len(tcp.inbound) <= inbound_tcp.MAX_OPENING
     assert len(stack.inbound_udp.table) == len(stack.inbound_udp._by_number) <= inbound_udp.MAX_FLOWS
@@ -439,16 +440,15 @@ def test_l8_f11_short_flows_leave_nothing_behind(count: int) -> None:
         host.closed.clear()
         if number + 1 in (count // 2, count * 3 // 4, count):
             check_bounds(stack)
-            sizes.append((len(stack.tcp.table), len(stack.tcp._timers), living(TcpFlow), living(TcpConnection)))
+            sizes.append((len(stack.tcp.tables), len(stack.tcp._timers), living(TcpFlow), living(TcpConnection)))
     tables, heaps, flows, connections = zip(*sizes, strict=True)
     assert max(tables) < 1.1 * min(tables), tables
     assert max(heaps) <= 2 * max(tables), heaps
-    assert max(flows) <= 2 * max(tables), flows
-    assert max(connections) <= 2 * max(tables), connections
+    assert max(flows) == max(connections) <= 50, (flows, connections)
     for _ in range(5):
         now += 100
         wake(stack, host, now)
-    assert (len(stack.tcp.table), len(stack.tcp._streams), len(stack.tcp._half_open), len(stack.tcp._time_wait)) == (
+    assert (len(stack.tcp.table), len(stack.tcp._streams), len(stack.tcp._half_open), len(stack.tcp.time_wait)) == (
         0,
         0,
         0,
@@ -494,7 +494,7 @@ def test_f11_the_same_ports_again_and_again() -> None:
         now += 0.01
         wake(stack, host, now)
         short_flow(stack, host, 2000 + number % 10, number, now)
-    assert len(stack.tcp.table) <= 10
+    assert len(stack.tcp.tables) <= 10
     assert stack.dropped == {}
     assert Counter(event.reason for event in host.events if isinstance(event, FlowClosed)).keys() == {
         "finished",

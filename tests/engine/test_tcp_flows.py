@@ -339,9 +339,9 @@ def test_the_host_ends_first(wire: VirtualWire) -> None:
     connection.fin()
     assert wire.asked() == [ShutdownStream(connection.flow), CloseStream(connection.flow)]
     assert reasons(wire) == ["finished"]
-    assert len(wire.stack.tcp.table) == 1, "TIME-WAIT is ours"
+    assert len(wire.stack.tcp.time_wait) == 1, "TIME-WAIT is ours"
     wire.wait(61)
-    assert len(wire.stack.tcp.table) == 0
+    assert len(wire.stack.tcp.tables) == 0
 
 
 def test_both_end_at_once(wire: VirtualWire) -> None:
@@ -643,7 +643,7 @@ def test_in_a_full_table_time_wait_goes_first(wire_options: dict[str, object]) -
     over.close_both()
     half = dialling(wire, port=1001)
     wire.open_tcp(port=1002)
-    assert len(wire.stack.tcp.table) == 3
+    assert len(wire.stack.tcp.tables) == 3
     wire.open_tcp(port=1003)
     wire.stack.stream_opened(half.flow, wire.now)
     half.finish_handshake()
@@ -690,9 +690,9 @@ def test_time_wait_is_not_left_for_a_syn_of_old(wire: VirtualWire) -> None:
 def test_time_wait_ends_after_a_minute(wire: VirtualWire) -> None:
     old = in_time_wait(wire)
     wire.wait(59)
-    assert len(wire.stack.tcp.table) == 1
+    assert len(wire.stack.tcp.tables) == 1
     wire.wait(2)
-    assert len(wire.stack.tcp.table) == 0
+    assert len(wire.stack.tcp.tables) == 0
     assert wire.rests()
     assert reasons(wire) == ["finished"], "told when the host's side was done, not again"
     old.put("A")
