@@ -180,6 +180,12 @@ class HostStreams:
         stream.gone = gone
         self._table.add(stream, READ)
 
+    def read_at_once(self, flow: int, now: float) -> None:
+        """Take what the peer of an adopted socket has said meanwhile, without waiting to be told of it."""
+        stream = self._stream(flow)
+        if stream is not None:
+            self.read(stream, now)
+
     def forget(self, flow: int) -> None:
         """Close the socket of a flow, if it has one: nobody is to hear of it."""
         stream = self._stream(flow)
@@ -275,16 +281,22 @@ class HostStreams:
                 self._fail(stream, now)
                 return False
             if not data:
-                stream.ended = True
-                if self._unwatch(stream):
-                    self._stack.stream_ended(stream.flow)
-                else:
-                    self._fail(stream, now)
+                self._ended(stream, now)
                 return False
             self._stack.stream_received(stream.flow, data)
             if len(data) < room or not self.more_reads:
                 return True
             self.more_reads -= 1
+
+    def _ended(self, stream: HostStream, now: float) -> None:
+        """The peer has finished. If the guest had before, nothing more comes by this socket either way."""
+        stream.ended = True
+        if stream.shutting and not stream.unsent:
+            self._drop(stream)
+        elif not self._unwatch(stream):
+            self._fail(stream, now)
+            return
+        self._stack.stream_ended(stream.flow)
 
     def _fail(self, stream: HostStream, now: float) -> None:
         self._drop(stream)
@@ -353,14 +365,19 @@ def new_stream_socket(address: bytes) -> socket.socket:
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if _LINUX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        set_stream_options(sock)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def set_stream_options(sock: socket.socket) -> None:
+    """What every host connection has: no delay for small segments, and a question after silence. Raises OSError."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if _LINUX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
 
 
 def _reset_on_close(sock: socket.socket) -> None:

@@ -200,6 +200,8 @@ class Inbound:
             dial.done(error)
         else:
             dial.done(None)
+            # Most clients speak first, and have by now: the guest is told together with the handshake's end.
+            self._streams.read_at_once(effect.flow, now)
 
     def _failed(self, effect: effects.InboundFailed, _now: float) -> None:
         dial = self._dials.pop(effect.flow, None)

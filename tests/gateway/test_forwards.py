@@ -15,6 +15,8 @@ from netstack.config import network_settings
 from netstack.engine.events import FlowClosed
 from netstack.gateway import port_forwards
 from netstack.gateway.forward_addresses import ForwardError, GuestSocket, parse_unix_remote, remote_for
+from netstack.gateway.host_streams import KEEPALIVE_IDLE
+from netstack.gateway.inbound import Endpoint
 from netstack.gateway.port_forwards import KeepSource, endpoint_of
 
 
@@ -54,6 +56,34 @@ async def test_a_guest_that_speaks_first_and_ends_its_side() -> None:
         assert await read_all(client) == GREETING
         await client.send_all(b"still heard")
         await until(lambda: any(b"still heard" in bytes(segment.payload) for segment in net.guest.heard))
+
+
+async def test_who_has_spoken_by_then_is_heard_with_the_end_of_the_handshake() -> None:
+    async with called() as net, await trio.open_tcp_stream("127.0.0.1", await exposed(net, ECHO)) as client:
+        await client.send_all(b"first word")
+        assert await client.receive_some(100) == b"first word"
+        opening, word = net.guest.heard[:2]
+        assert (opening.flags, bytes(word.payload)) == ("S", b"first word"), (
+            "no acknowledgement on its own between them"
+        )
+
+
+async def test_what_a_forward_accepts_has_every_host_connections_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted: list[socket.socket] = []
+    take = port_forwards.StreamForward.take
+
+    def taken(forward: port_forwards.StreamForward, sock: socket.socket, client: Endpoint | None) -> None:
+        accepted.append(sock)
+        take(forward, sock, client)
+
+    monkeypatch.setattr(port_forwards.StreamForward, "take", taken)
+    async with called() as net, await trio.open_tcp_stream("127.0.0.1", await exposed(net, ECHO)) as client:
+        await client.send_all(b"x")
+        assert await client.receive_some(1) == b"x"
+        (sock,) = accepted
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
 
 
 async def talk(port: int, data: bytes) -> bytes:
