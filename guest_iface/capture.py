@@ -167,19 +167,31 @@ class Capture:
         code, width = pcapng.TAIL_WORDS
         comment, snaplen = self._comment, self._snaplen
         total = 0
+        plain_size, plain_length, before, behind = -1, 0, b"", b""
         for frame in frames:
             size = len(frame)
+            said = comment(frame, direction) if comment is not None else ""
+            # Most frames of a batch are as long as the one before, and what stands around them is the same then.
+            if size == plain_size and not said:
+                put(before)
+                put(frame)
+                put(behind)
+                total += plain_length
+                continue
             kept = frame if size <= snaplen else frame[:snaplen]
             padding = -len(kept) & 3
             length = pcapng.PACKET_OVERHEAD + len(kept) + padding
             option = b""
-            if comment is not None and (said := comment(frame, direction)):
+            if said:
                 option = bytes(padding) + pcapng.comment_option(said)
                 length += len(option) - padding
                 padding = 0
-            put(head(pcapng.ENHANCED_PACKET, length, interface, high, low, len(kept), size))
+            before = head(pcapng.ENHANCED_PACKET, length, interface, high, low, len(kept), size)
+            behind = option + tails[padding].pack(code, width, direction, 0, 0, length)
+            plain_size, plain_length = (size, length) if kept is frame and not said else (-1, 0)
+            put(before)
             put(kept)
-            put(option + tails[padding].pack(code, width, direction, 0, 0, length))
+            put(behind)
             total += length
         counts = self.counts[interface]
         counts.received += len(frames)

@@ -18,7 +18,7 @@ from guest_iface.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
-BUFFER_BYTES: Final = 256 << 10
+BUFFER_BYTES: Final = 1 << 20
 """Bytes that wait in memory before they are handed over to be written."""
 MAX_BEHIND: Final = 64 << 20
 """Bytes handed over and not written: beyond, frames are lost, and counted, until the disk has caught up."""
@@ -92,7 +92,8 @@ class CaptureFile(Sink):
 
     def _append(self, pieces: list[bytes], size: int) -> None:
         if not self.failure:
-            self._pieces += pieces
+            # A copy, and no frame is kept: their memory is the next ones', and not another thread's to be given back.
+            self._pieces.append(b"".join(pieces))
             self._pending += size
             self._size += size
 

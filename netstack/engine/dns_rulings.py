@@ -21,7 +21,7 @@ from netstack.engine.judge import Judge
 from netstack.engine.policy import NXDOMAIN, SYNTHETIC
 from netstack.engine.policy import REFUSED as REFUSED_MODE
 from netstack.engine.verdict import ALLOW, REFUSE, Verdict
-from netstack.engine.wildcard_limits import TOO_MANY, shape_fault, wildcard_of
+from netstack.engine.wildcard_limits import TOO_MANY, shape_fault
 from netstack.wire import dns as wire
 from netstack.wire import dns_answers
 
@@ -86,7 +86,7 @@ class DnsRulings:
             if hook is None or hook.step != "hook" or not self.overrulable(verdict):
                 return self.refused(verdict, qtype, qclass)
             verdict = hook
-        wildcard = wildcard_of(policy.rules, host)
+        wildcard = policy.rules.wildcard(host)
         fault = shape_fault(host, wildcard) if wildcard else ""
         if fault:
             return self.refused(_instead(verdict, REFUSE, fault), qtype, qclass)

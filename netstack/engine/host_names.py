@@ -12,8 +12,11 @@ from netstack.wire import dns as wire
 
 ANSWERS_READ: Final = 64
 """Answers whose addresses are kept as they were read, of at most 64 KiB each."""
+NAMES_WRITTEN: Final = 1024
+"""Names whose wire form is kept, of at most 255 bytes."""
 
 
+@lru_cache(maxsize=NAMES_WRITTEN)
 def _wire_name(name: str) -> bytes:
     return b"".join(bytes((len(label),)) + label.encode("ascii") for label in name.split(".")) + b"\0"
 

@@ -61,6 +61,8 @@ class StreamPeek:
     with Encrypted ClientHello in it, GREASE included.
     """
 
+    __slots__ = ("_outcome", "_port", "_reader", "_strict_ech", "protocol")
+
     def __init__(self, port: int, *, strict_ech: bool) -> None:
         self.protocol = ""
         """tls, http or other: how to refuse a flow that never comes to an outcome. Empty before the first byte."""
@@ -119,10 +121,13 @@ class RequestGuard:
     as they come. After a request for WebSocket see RequestStream.
     """
 
+    __slots__ = ("_first", "_name", "_port", "_refuse", "_stream")
+
     def __init__(self, name: str, port: int, first: RequestHead | None = None) -> None:
-        """`first` is the head the connection begins with, where a peek has read it already."""
+        """`first` is the head the connection begins with, where a peek has read it already, and found that name."""
         self._name = name
         self._port = port
+        self._first = first
         self._stream = RequestStream(first)
         self._refuse: Refuse | None = None
 
@@ -132,7 +137,7 @@ class RequestGuard:
             return Passage(b"", self._refuse)
         passed = []
         for piece in self._stream.feed(chunk):
-            if piece.head is not None:
+            if piece.head is not None and piece.head is not self._first:
                 self._refuse = self._judge(piece.head)
                 if self._refuse is not None:
                     break

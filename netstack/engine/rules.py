@@ -239,7 +239,8 @@ class RuleSet:
         self.rules = tuple(rules)
         self._hosts: dict[str, list[Rule]] = {}
         self._suffixes: dict[str, list[Rule]] = {}
-        self._networks: dict[tuple[int, int], dict[int, list[Rule]]] = {}
+        self._networks: dict[int, dict[int, dict[int, list[Rule]]]] = {4: {}, 16: {}}
+        """By the bytes of an address, the bits behind the prefix, and the prefix."""
         self._groups: dict[str, list[Rule]] = {PUBLIC: [], HOST_ALIAS: []}
         for rule in self.rules:
             if rule.kind == HOST:
@@ -247,10 +248,9 @@ class RuleSet:
             elif rule.kind == SUFFIX:
                 self._suffixes.setdefault(rule.name, []).append(rule)
             elif rule.kind == ADDRESS:
-                bits = 8 * len(rule.network)
-                table = self._networks.setdefault((bits, rule.prefix_length), {})
-                number = int.from_bytes(rule.network, "big") >> (bits - rule.prefix_length)
-                table.setdefault(number, []).append(rule)
+                shift = 8 * len(rule.network) - rule.prefix_length
+                table = self._networks[len(rule.network)].setdefault(shift, {})
+                table.setdefault(int.from_bytes(rule.network, "big") >> shift, []).append(rule)
             else:
                 self._groups[rule.kind].append(rule)
         names = [rule for rule in self.rules if rule.kind in (HOST, SUFFIX)]
@@ -266,17 +266,25 @@ class RuleSet:
                 found += self._suffixes.get(suffix, ())
         return found
 
+    def wildcard(self, name: str) -> str:
+        """The suffix of the longest wildcard that allows a canonical name; empty when a rule names it, or none does."""
+        if self._suffixes and name not in self._hosts:
+            for suffix in suffixes(name):
+                if suffix in self._suffixes:
+                    return suffix
+        return ""
+
     def for_address(self, address: bytes, *, host_alias: bool = False) -> list[Rule]:
         """The rules that speak of a packed address.
 
         `host_alias`: it stands for the host, whose own services have to be meant: a network around it does not.
         """
         found: list[Rule] = []
-        bits = 8 * len(address)
         number = int.from_bytes(address, "big")
-        for (width, length), table in self._networks.items():
-            if width == bits and (length == bits or not host_alias):
-                found += table.get(number >> (bits - length), ())
+        for shift, table in self._networks[len(address)].items():
+            rules = table.get(number >> shift)
+            if rules is not None and not (shift and host_alias):
+                found += rules
         if host_alias:
             found += self._groups[HOST_ALIAS]
         elif self._groups[PUBLIC] and addresses.kind(address) == "public":

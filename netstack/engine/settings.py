@@ -110,7 +110,8 @@ class NetworkSettings:
 
     def in_subnet(self, address: bytes) -> bool:
         """Whether a packed address belongs to the guest's subnet."""
-        return int.from_bytes(address, "big") & self.netmask == int.from_bytes(self.subnet, "big")
+        mask = 0xFFFFFFFF << (32 - self.prefix_length) & 0xFFFFFFFF
+        return int.from_bytes(address, "big") & mask == int.from_bytes(self.subnet, "big")
 
     def may_be_guest(self, address: bytes) -> bool:
         """Whether a packed address is one that a guest can have."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from netstack.engine.rules import SUFFIX, RuleSet
+from netstack.engine.rules import RuleSet
 
 MAX_LENGTH: Final = 128
 """Characters in front of the wildcard's suffix. Long real ones (storage buckets, brokers of clouds) have up to 100."""
@@ -24,12 +24,6 @@ MAX_BUCKETS: int = 8192
 """Pairs of guest and wildcard that are counted; the one longest unused makes room."""
 MAX_SEEN: int = 32_768
 """Questions remembered as asked before, of all guests; the one longest unused is new again."""
-
-
-def wildcard_of(rules: RuleSet, name: str) -> str:
-    """The suffix of the longest wildcard that allows a canonical name; empty when a rule names it, or none does."""
-    found = rules.for_name(name)
-    return found[0].name if found and found[0].kind == SUFFIX else ""
 
 
 def shape_fault(name: str, suffix: str) -> str:
@@ -62,7 +56,7 @@ class WildcardLimits:
 
     def fault(self, rules: RuleSet, guest: bytes, name: str, qtype: int, now: float) -> str:
         """Why a canonical name that the rules allow must not be looked up for a guest now; empty when it may."""
-        suffix = wildcard_of(rules, name)
+        suffix = rules.wildcard(name)
         if not suffix:
             return ""
         return shape_fault(name, suffix) or ("" if self.admit(guest, suffix, name, qtype, now) else TOO_MANY)

@@ -54,6 +54,9 @@ _NAMES: Final = {
     FrameDropped: "frame_dropped",
 }
 
+_JSON: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
+"""Made once: `json.dumps` would make one for each line."""
+
 
 class EventLogError(Exception):
     """The events cannot be written; the message names the file and why."""
@@ -127,7 +130,7 @@ def event_line(event: Event, when: float) -> str:
 
 
 def _line(when: float, fields: Mapping[str, object]) -> str:
-    return json.dumps({"time": _iso(when), **fields}, ensure_ascii=True, separators=(",", ":")) + "\n"
+    return _JSON.encode({"time": _iso(when), **fields}) + "\n"
 
 
 class EventLog:
@@ -157,8 +160,10 @@ class EventLog:
     def write(self, event: Event) -> None:
         """Queue an event, stamped with the time now, if its kind has room. Never waits, never raises."""
         now = self._clock()
+        suppresses = bool(self._budget.suppressed)
         if not self._budget.admit(_kind(event), now):
-            pass
+            if suppresses:
+                return  # the writer knows already that there is something to be told of, and when
         elif len(self._queue) >= QUEUE_EVENTS:
             self._lost += 1
         else:

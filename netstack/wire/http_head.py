@@ -8,7 +8,6 @@ message is malformed: a reason word. Nothing else but HTTP/1.0 and 1.1 is read: 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from netstack.wire.tls_hello import is_address
@@ -18,12 +17,16 @@ MAX_HEAD: Final = 16384
 MAX_FIELDS: Final = 256
 MAX_NAME_SHOWN: Final = 255
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 section 5.6.2
-# Methods are tokens and case-sensitive; all that exist are upper case, and some servers take any case for them.
-_REQUEST_LINE = re.compile(rb"([A-Z][A-Z0-9_-]{0,31}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"  # RFC 9110 section 5.6.2
 # RFC 9110 section 5.5: a value is visible characters, blanks and obs-text. Blanks around it are taken off afterwards:
 # a pattern for them beside this one would try every way to share them out.
-_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
+_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
+# Methods are tokens and case-sensitive; all that exist are upper case, and some servers take any case for them.
+_FIRST_LINE: Final = rb"([A-Z][A-Z0-9_-]{0,31}) ([\x21-\x7e]++) HTTP/1\.([01])\r\n"
+_REQUEST_LINE = re.compile(_FIRST_LINE)
+_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):(" + _VALUE + rb")\r\n")
+_PLAIN_HEAD = re.compile(_FIRST_LINE + rb"(?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+\r\n")
+"""A whole head with nothing wrong in any of its lines."""
 # A port without digits or with leading zeros is legal in a URI; nobody sends one, and readers differ about it.
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([1-9][0-9]{0,4}))?")
 _HTTP_VERSION = re.compile(rb".* HTTP/[0-9](?:\.[0-9])?\r\n", re.DOTALL)
@@ -63,6 +66,8 @@ class RequestHead(NamedTuple):
 class HeadReader:
     """Reads one request head out of a stream that arrives in pieces of any size. What follows it is not looked at."""
 
+    __slots__ = ("_data", "_fields", "_known", "_line", "_method", "_result", "_searched", "_target", "_version")
+
     def __init__(self) -> None:
         self._data = bytearray()
         self._line = 0  # where the line being read starts
@@ -91,7 +96,12 @@ class HeadReader:
         if self._result is not None:
             return self._result
         data = self._data
+        # Nearly every head comes in one piece and is as it should be: that is seen at once, and the rest line by line.
+        plain = None if data else _PLAIN_HEAD.match(chunk, 0, MAX_HEAD)
         data += chunk[: MAX_HEAD - len(data)]
+        if plain is not None and data.count(b"\n", 0, plain.end()) <= MAX_FIELDS + 2:
+            self._result = self._read_plain(plain)
+            return self._result
         if not self._line and data and not 0x41 <= data[0] & 0xDF <= 0x5A:
             self._result = "http-leading-newline" if data[0] in b"\r\n" else "not-http"
             return self._result
@@ -105,6 +115,18 @@ class HeadReader:
             self._result = self._read_line(bytes(data[self._line : end]))
             self._line = self._searched = end
         return self._result
+
+    def _read_plain(self, head: re.Match[bytes]) -> RequestHead | str:
+        method, self._target, version = head.groups()
+        self._method = method.decode("ascii")
+        if self._method == "CONNECT":
+            return "http-connect"
+        self._version = int(version)
+        self._line = head.end() - 2
+        known = self._known
+        for name, value in _KNOWN_FIELDS.findall(self._data, 0, head.end()):
+            known.setdefault(name.lower(), []).append(value.strip(b" \t"))
+        return self._finish()
 
     def _read_line(self, line: bytes) -> RequestHead | str | None:
         if not self._line:
@@ -180,6 +202,8 @@ class HeadReader:
 _READ_FIELDS: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"http2-settings")
 )
+_KNOWN_FIELDS = re.compile(rb"\n(" + b"|".join(sorted(_READ_FIELDS)) + rb"):(" + _VALUE + rb")", re.IGNORECASE)
+"""Those of them in a plain head."""
 
 
 def _members(values: list[bytes]) -> list[bytes]:
@@ -296,23 +320,19 @@ class RequestStream:
     server that did not agree reads such a frame as a malformed request.
     """
 
+    __slots__ = ("_first", "_line", "_reader", "_remaining", "_state", "_trailer_size", "fault")
+
     def __init__(self, first: RequestHead | None = None) -> None:
         """`first` is the head that the stream begins with, where somebody has read it already."""
         self._first = first
         self.fault = ""
         """The reason word once the stream is malformed; nothing passes any more."""
         self._state = _HEAD
-        self._reader = HeadReader()
+        self._reader: HeadReader | None = None
+        """Of a head that has begun."""
         self._remaining = 0  # of the body or the chunk
         self._line = bytearray()  # the beginning of a line of the chunked coding, or of a frame
         self._trailer_size = 0
-        self._steps: dict[int, Callable[[bytes, int], int]] = {
-            _BODY: self._pass_body,
-            _CHUNK_SIZE: self._read_chunk_size,
-            _CHUNK_DATA: self._pass_body,
-            _CHUNK_END: self._read_chunk_end,
-            _TRAILER: self._read_trailer,
-        }
 
     @property
     def opaque(self) -> bool:
@@ -324,6 +344,13 @@ class RequestStream:
         pieces: list[Piece] = []
         size = len(chunk)
         at = 0
+        first = self._first
+        if first is not None:
+            self._first = None
+            if size >= first.size:
+                at = first.size
+                pieces.append(Piece(chunk[:at], first))
+                self._begin_body(first)
         while at < size and not self.fault:
             if self._state == _OPAQUE:
                 pieces.append(Piece(chunk[at:] if at else chunk, None))
@@ -342,19 +369,23 @@ class RequestStream:
     def _read_body(self, chunk: bytes, at: int) -> int:
         """Go on to the end of the body, of the chunk or of what is well-formed; returns how far it came."""
         while at < len(chunk) and not self.fault:
-            step = self._steps.get(self._state)
-            if step is None:
+            state = self._state
+            if state in (_BODY, _CHUNK_DATA):
+                at = self._pass_body(chunk, at)
+            elif state == _CHUNK_SIZE:
+                at = self._read_chunk_size(chunk, at)
+            elif state == _CHUNK_END:
+                at = self._read_chunk_end(chunk, at)
+            elif state == _TRAILER:
+                at = self._read_trailer(chunk, at)
+            else:
                 break
-            at = step(chunk, at)
         return at
 
     def _read_head(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
-        first, self._first = self._first, None
-        if first is not None and len(chunk) - at >= first.size:
-            pieces.append(Piece(chunk[at : at + first.size], first))
-            self._begin_body(first)
-            return at + first.size
         reader = self._reader
+        if reader is None:
+            reader = self._reader = HeadReader()
         kept = reader.kept
         # Where the head probably ends: of many small requests in one chunk, each is copied once.
         end = chunk.find(b"\n\r\n", at) + 3
@@ -367,7 +398,7 @@ class RequestStream:
             self.fault = head
             return at
         pieces.append(Piece(reader.head_bytes(head.size), head))
-        self._reader = HeadReader()
+        self._reader = None
         self._begin_body(head)
         return at + head.size - kept
 
@@ -450,6 +481,7 @@ class RequestStream:
             self._state = _OPAQUE
         else:
             self._state = _HEAD
+            self._reader = HeadReader()
             result = self._reader.feed(bytes(line))
             if isinstance(result, str):
                 self.fault = result

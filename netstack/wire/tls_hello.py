@@ -242,7 +242,8 @@ def _name_fault(name: bytes) -> str:
 
 def is_address(host: bytes) -> bool:
     """Whether URL parsers take `host` for an IP address, in whatever base (WHATWG URL: its last label is a number)."""
-    return b":" in host or _NUMBER.fullmatch(host.removesuffix(b".").rpartition(b".")[2]) is not None
+    last = host.removesuffix(b".").rpartition(b".")[2]
+    return b":" in host or (last[:1].isdigit() and _NUMBER.fullmatch(last) is not None)
 
 
 def _parse_alpn(data: bytes) -> tuple[bytes, ...] | str:

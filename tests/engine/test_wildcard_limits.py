@@ -126,7 +126,7 @@ def rule_set(*rules: str) -> RuleSet:
     ],
 )
 def test_which_wildcard_counts(rules: list[str], name: str, suffix: str) -> None:
-    assert wildcard_limits.wildcard_of(rule_set(*rules), name) == suffix
+    assert rule_set(*rules).wildcard(name) == suffix
 
 
 def test_b11_faults() -> None:

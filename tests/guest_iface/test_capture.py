@@ -70,6 +70,24 @@ def test_dpkt_reads_what_was_written(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a.pcapng").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("snaplen", [65_562, 60])
+def test_frames_of_one_length_each_with_its_own(tmp_path: Path, snaplen: int) -> None:
+    """What stands around a frame is made once for those of a length: comments and cuts are of one frame alone."""
+    frames = [bytes((number,)) * size for number, size in enumerate((61, 61, 61, 61, 64, 64, 61, 60, 60))]
+    said = {frames[1]: "one", frames[2]: "another", frames[5]: "x" * 7}
+    writer = CaptureWriter(
+        tmp_path / "a.pcapng", clock=lambda: 1.0, comment=lambda frame, _: said.get(frame, ""), snaplen=snaplen
+    )
+    writer.write(writer.add_interface("a"), frames, OUTBOUND)
+    writer.close()
+    read = blocks(tmp_path / "a.pcapng")
+    assert [block.pkt_data for block in read] == [frame[:snaplen] for frame in frames]
+    assert [block.pkt_len for block in read] == list(map(len, frames))
+    comments = [[option.text for option in block.opts if option.code == 1] for block in read]
+    assert comments == [[said[frame]] if frame in said else [] for frame in frames]
+    assert all(option.data[0] == OUTBOUND for block in read for option in block.opts if option.code == 2)
+
+
 @pytest.mark.skipif(not shutil.which("tshark") or not shutil.which("capinfos"), reason="Wireshark's tools are missing")
 def test_wireshark_reads_it_without_a_warning(tmp_path: Path) -> None:
     now = 5.0
