@@ -147,12 +147,12 @@ def test_a_run_that_fails_says_so_with_status_1(tmp_path: Path):
         cases = {
             f"-listen-qemu unix://{missing}/q": b"cannot bind a unix socket there",
             f"-listen-qemu tcp://127.0.0.1:{port}": b"cannot listen there",
-            f"-listen-qemu unix://{tmp_path}/q -pid-file {missing}/pid": b"failed to create pidfile: open ",
-            f"-listen-qemu unix://{tmp_path}/q -log-file {missing}/log": b"unable to open log file",
+            f"-listen-qemu unix://{tmp_path}/q1 -pid-file {missing}/pid": b"failed to create pidfile: open ",
+            f"-listen-qemu unix://{tmp_path}/q3 -log-file {missing}/log": b"unable to open log file",
             f"-listen-qemu unix://{tmp_path}/q2 -ssh-port {port}": (
                 b"cannot add network services: listen tcp 127.0.0.1:%d: bind: address already in use" % port
             ),
-            f"-listen-qemu unix://{tmp_path}/q -pcap {missing}/pcap": b"cannot write the capture there",
+            f"-listen-qemu unix://{tmp_path}/q4 -pcap {missing}/pcap": b"cannot write the capture there",
         }
         running = {said: start("-ssh-port=-1", *line.split()) for line, said in cases.items()}
         for said, process in running.items():
