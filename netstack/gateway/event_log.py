@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 QUEUE_EVENTS: Final = 16_384
 """Events that wait for the writer; further ones are counted as lost."""
+GATHER_SECONDS: Final = 0.02
+"""How long events are gathered after some were written: a thread for each would cost more than the events do."""
 TELL_SUPPRESSED: Final = 1.0
 """Seconds between two lines that say how many events were left out."""
 CLOSE_SECONDS: Final = 1.0
@@ -146,7 +148,7 @@ class EventLog:
         self._woken = trio.Event()
         self._reopen = False
         self._failing = False
-        self._closing = False
+        self._ending = trio.Event()
         self._file = self._open()
 
     def _open(self) -> int:
@@ -187,14 +189,14 @@ class EventLog:
             try:
                 await trio.sleep_forever()
             finally:
-                self._closing = True
+                self._ending.set()
                 writing.deadline = trio.current_time() + CLOSE_SECONDS
                 self._woken.set()
 
     async def _write_all(self, scope: trio.CancelScope) -> None:
         with scope:
             tell_at = inf
-            while not self._closing:
+            while not self._ending.is_set():
                 with trio.move_on_at(tell_at):
                     await self._woken.wait()
                 self._woken = trio.Event()
@@ -224,6 +226,8 @@ class EventLog:
             if not await trio.to_thread.run_sync(self._write_out, events, notes, abandon_on_cancel=True):
                 self._lost += lost + len(events)
                 self._budget.suppressed.update(suppressed)
+            with trio.move_on_after(GATHER_SECONDS):
+                await self._ending.wait()
 
     def _open_again(self) -> None:
         try:

@@ -25,7 +25,7 @@ from netstack.engine.events import (
 )
 from netstack.engine.verdict import ALLOW, REFUSE, Verdict
 from netstack.gateway import event_log
-from netstack.gateway.event_log import EventLog, EventLogError, event_line
+from netstack.gateway.event_log import GATHER_SECONDS, EventLog, EventLogError, event_line
 
 WHEN = 1_764_000_000.25
 GUEST = bytes([192, 168, 127, 2])
@@ -183,6 +183,26 @@ async def test_reopening_goes_on_in_a_new_file(tmp_path: Path):
         nursery.cancel_scope.cancel()
     assert [line["event"] for line in _lines(tmp_path / "old")] == ["flow_opened"]
     assert [line["event"] for line in _lines(path)] == ["frame_dropped"]
+
+
+async def test_what_follows_is_gathered_for_a_moment(tmp_path: Path, mock_clock: trio.testing.MockClock):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path, clock=lambda: WHEN)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        log.write(FLOW)
+        while not path.read_text():
+            await trio.lowlevel.checkpoint()
+        for total in (1, 2):
+            log.write(FrameDropped("too short", total))
+            await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(GATHER_SECONDS / 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(_lines(path)) == 1
+        mock_clock.jump(GATHER_SECONDS)
+        while len(_lines(path)) < 3:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_file_that_cannot_be_opened_is_named():

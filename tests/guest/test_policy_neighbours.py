@@ -50,7 +50,10 @@ def start_pair(internet: OpenInternet, *options: str) -> Pair:
     second.configure(mac=OTHER_MAC, address=OTHER)
     for network in (first, second):
         network.guest.run("ip", "neighbour", "replace", GATEWAY, "lladdr", GATEWAY_MAC, "dev", TAP)
-    return Pair(RowGuest(internet, first), RowGuest(internet, second))
+    pair = Pair(RowGuest(internet, first), RowGuest(internet, second))
+    for guest in pair:
+        guest.settle()  # it has said something: the switch knows whose MAC is on which port
+    return pair
 
 
 @pytest.fixture(scope="module")

@@ -381,7 +381,7 @@ def test_a_guest_command_is_cut_off_by_a_signal_too(outside: Outside, tmp_path: 
     script = f"""
     curl -sSf -m 20 http://{SITE}/bytes/10 >/dev/null && echo open
     read line; curl -sSf -m 20 http://{SITE}/bytes/10 >/dev/null || echo shut
-    read line; curl -sSf -m 20 http://{SITE}/bytes/10 >/dev/null && echo open again
+    read line; until curl -sf -m 20 http://{SITE}/bytes/10 >/dev/null; do sleep 0.05; done; echo open again
     """
     read_end, write_end = os.pipe()
     process = outside.host.spawn("guest", *COMMAND, "guest", "--", "sh", "-uc", script, env=ENVIRONMENT, stdin=read_end)
