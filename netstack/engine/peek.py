@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from netstack.engine.names import canonical
-from netstack.wire.http_head import HeadReader, RequestHead, RequestStream
+from netstack.wire.http_head import HeadReader, RequestHead
 from netstack.wire.quic_initial import InitialReader
+from netstack.wire.request_stream import RequestStream
 from netstack.wire.tls_hello import HANDSHAKE, ClientHello, HelloReader
 
 TLS: Final = "tls"

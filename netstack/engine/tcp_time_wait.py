@@ -32,6 +32,10 @@ _STAMPS: Final = 2
 # SND.NXT (all is acknowledged), the largest window of the guest's; whether SACK and time stamps are used; what the link
 # takes off us; our clock's offset, TS.Recent and when it came; when the next challenge may go out; the end.
 _RECORD = Struct("!6sQIIHIIBIIIddd")
+_NUMBER: Final = 1
+_SENT: Final = 5
+_END: Final = 13
+"""Which of them are the flow's number, SND.NXT and the end."""
 
 
 class TimeWait:
@@ -79,7 +83,7 @@ class TimeWait:
     def leave(self, key: bytes) -> int | None:
         """Another connection takes this one's place: the position after everything it sent. None when there is none."""
         record = self._records.pop(key, None)
-        return None if record is None else int(_RECORD.unpack(record)[5])
+        return None if record is None else int(_RECORD.unpack(record)[_SENT])
 
     def evict(self) -> None:
         """Make room: whoever has waited longest goes."""
@@ -96,12 +100,12 @@ class TimeWait:
 
     def key_of(self, number: int) -> bytes | None:
         """The addresses and ports of the connection that was this flow's. Looks at all of them."""
-        return next((key for key, record in self._records.items() if _RECORD.unpack(record)[1] == number), None)
+        return next((key for key, record in self._records.items() if _RECORD.unpack(record)[_NUMBER] == number), None)
 
     def sent_up_to(self, key: bytes) -> int | None:
         """The position after everything the connection sent, modulo 2**32; None when there is none."""
         record = self._records.get(key)
-        return None if record is None else int(_RECORD.unpack(record)[5])
+        return None if record is None else int(_RECORD.unpack(record)[_SENT])
 
     def advance(self, now: float) -> None:
         """Let go of those whose time is over."""
@@ -206,4 +210,4 @@ def _acceptable(distance: int, length: int, extent: int) -> bool:
 
 
 def _end(record: bytes) -> float:
-    return float(_RECORD.unpack(record)[13])
+    return float(_RECORD.unpack(record)[_END])

@@ -64,7 +64,7 @@ def test_J1_every_refusal_is_one_event(reason: str, monkeypatch: pytest.MonkeyPa
 
 def sources() -> list[Path]:
     """Where reasons are said: engine, hooks, and the readers of first bytes."""
-    readers = [PRODUCT / "wire" / f"{name}.py" for name in ("tls_hello", "http_head", "quic_initial")]
+    readers = [PRODUCT / "wire" / f"{name}.py" for name in ("tls_hello", "http_head", "request_stream", "quic_initial")]
     return [*sorted((PRODUCT / "engine").rglob("*.py")), PRODUCT / "hooks.py", *readers]
 
 

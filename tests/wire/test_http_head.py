@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netstack.wire.http_head import MAX_HEAD, HeadReader, RequestHead, RequestStream, http_refusal
+from netstack.wire.http_head import MAX_HEAD, HeadReader, RequestHead, http_refusal
+from netstack.wire.request_stream import RequestStream
 
 from .http_requests import HEAD, REAL, WEBSOCKET, get, heard_by_http_server, written
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.wire.http_head import Piece, RequestHead, RequestStream
+from netstack.wire.http_head import RequestHead
+from netstack.wire.request_stream import Piece, RequestStream
 
 from .http_requests import HEAD, REAL, WEBSOCKET, get, written
 
