@@ -118,7 +118,7 @@ class Gateway:
             busy_poll=config.busy_poll / 1e6,
             may_be_heard=config.capture is not None and config.capture_options == EVERYTHING,
         )
-        self._memory = IdleMemory(self.driver.stack, self.driver.sockets)
+        self._memory = IdleMemory(self.driver.engine, self.driver.sockets)
         if notifications is not None:
             self.driver.switch.watch(notifications.guest_came, notifications.guests_left)
         self.forwards = Forwards(self.driver.inbound, network, keep_source=config.keep_source)
