@@ -23,6 +23,7 @@ from netstack.debug.replay import Replay
 from netstack.engine import effects
 from netstack.engine.settings import LinkTraits, NetworkSettings
 from netstack.engine.stack import Stack
+from netstack.engine.tcp_flows import READ_AT_ONCE
 from netstack.testing import ServerStream, VirtualGuest, VirtualNetwork
 from netstack.wire import tcp
 
@@ -86,7 +87,7 @@ def download(packets: int) -> float:
     """Packets a second of a guest that receives, and acknowledges every second segment."""
     wire = _Wire()
     flow = wire.stack.tcp.table[wire.settings.device_ip + SERVER + b"\x9c\x40\x00\x50"]
-    size, data = packets * len(TEXT), bytes(1 << 16)
+    size, data = packets * len(TEXT), bytes(READ_AT_ONCE)
     acknowledgements = [wire.segment(1, 1001 + (at + 2) * len(TEXT)) for at in range(0, packets, 2)]
     said = had = given = came = 0
     now = 0.0

@@ -42,6 +42,8 @@ from netstack.wire import ethernet, ipv4, tcp
 # protocol, checksum, and the key of the flow: addresses and ports.
 _GUARD = Struct("!12sHBBHHHBBH12s")
 _SEGMENT = Struct("!IIHHHH")
+LARGE_FRAME: Final = 16 * 1024
+"""Bytes of a frame whose text is not copied out of it."""
 _NO_PORT: Final = bytes(2)
 _DNS_PORT: Final = DNS_PORT.to_bytes(2, "big")
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
@@ -160,8 +162,9 @@ class Stack:
                         sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
                         text = 34 + (flags >> 12) * 4
                         if 54 <= text <= end <= size and not flags & tcp.SYN:
+                            payload = frame[text:end] if size < LARGE_FRAME or end < size else memoryview(frame)[text:]
                             flow.connection.receive(
-                                sequence, acknowledgement, flags & 0x3F, window, frame[54:text], frame[text:end], now
+                                sequence, acknowledgement, flags & 0x3F, window, frame[54:text], payload, now
                             )
                             if not flow.touched:
                                 self.tcp.touch(flow)

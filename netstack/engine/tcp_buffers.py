@@ -38,7 +38,7 @@ class ReceiveBuffer:
         """Position of the next byte expected in order (RCV.NXT)."""
         self.edge = start
         """Position after the last byte we have offered to take (RCV.NXT + RCV.WND); it never moves back."""
-        self.ready: list[bytes] = []
+        self.ready: list[bytes | memoryview] = []
         """Payloads in order that nobody has taken yet."""
         self.unsent = 0
         """Bytes that left `ready` and the host has not taken yet."""

@@ -178,9 +178,20 @@ class TcpConnection:
     # -- segments from the guest --------------------------------------------------------------------------------------
 
     def receive(
-        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes, payload: bytes, now: float
+        self,
+        sequence: int,
+        acknowledgement: int,
+        flags: int,
+        window: int,
+        options: bytes,
+        payload: bytes | memoryview,
+        now: float,
     ) -> None:
-        """Process a segment whose checksum is right. `window` as on the wire; `flags` the low six bits."""
+        """Process a segment whose checksum is right. `window` as on the wire; `flags` the low six bits.
+
+        A payload in a view goes on as it is if it is the next in order and fits whole. Otherwise it is copied: a piece
+        of it that waits would keep all of its frame.
+        """
         buffer, sender = self.receive_buffer, self._sender
         expected = buffer.next
         state = self.state
@@ -228,15 +239,16 @@ class TcpConnection:
                 if flags & FIN:
                     self._take_text(buffer.next, b"", FIN, now)
                 return
+        text = bytes(payload)
         if state == st.SYN_SENT:
-            self._receive_syn_sent(sequence, acknowledgement, flags, window, options, payload, now)
+            self._receive_syn_sent(sequence, acknowledgement, flags, window, options, text, now)
         elif state == st.LISTEN:
             if flags & RST and sequence == expected & _MASK:
                 self._end(st.PEER_RESET)
             elif flags & (SYN | ACK | RST) == SYN:  # said again, or anew: the last one is answered, its stamp echoed
                 self._take_syn(sequence, window, tcp.parse_options(options), now)
         elif state != st.CLOSED:
-            self._receive_general(sequence, acknowledgement, flags, window, options, payload, now)
+            self._receive_general(sequence, acknowledgement, flags, window, options, text, now)
             self._set_deadline()
 
     def _receive_general(

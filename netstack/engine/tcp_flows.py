@@ -390,7 +390,7 @@ class TcpFlows:
             count = sum(map(len, chunks))
             buffer.unsent += count
             if flow.inspection is not None:
-                self.admission.inspect(flow, flow.inspection, chunks, now)
+                self.admission.inspect(flow, flow.inspection, list(map(bytes, chunks)), now)
             elif flow.upstream:
                 flow.sent += count
                 self._outbox.effects.append(effects.SendStream(flow.id, chunks))

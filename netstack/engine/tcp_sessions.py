@@ -31,10 +31,10 @@ def serve(flow: TcpFlow, session: Session, table: TcpTable, now: float) -> None:
         if not session.out:
             if taken == len(ready):
                 break
-            data = ready[taken]
+            text = bytes(ready[taken])
             taken += 1
-            flow.sent += len(data)
-            session.receive(data, now)
+            flow.sent += len(text)
+            session.receive(text, now)
     del ready[:taken]
     if session.failed:
         connection.abort()

@@ -154,6 +154,32 @@ def test_a_frame_of_64_kib_from_the_guest_is_taken_whole(path: str) -> None:
     assert Ether(answer)[TCP].ack == GUEST_ISN + 1 + 65_000, "acknowledged at once: it is more than two segments"
 
 
+def test_what_would_keep_more_of_a_frame_than_its_text_is_copied() -> None:
+    """The text of a whole frame goes on where it lies. What waits for a gap, or has more behind it, does not."""
+    made = wire({GUEST_MAC: LARGEST})
+    flow = open_flow(made)
+    made.hear_raw()
+    expected = GUEST_ISN + 1
+
+    def chunks(start: int, text: bytes, padding: int = 0) -> list[bytes | memoryview]:
+        packet = IP(src=GUEST, dst=SERVER) / TCP(sport=4000, dport=80, seq=start, ack=ENGINE_ISN + 1, flags="A")
+        made.send(bytes(Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / packet / Raw(text)) + bytes(padding))
+        made.hear_raw()
+        found = [chunk for effect in made.asked() if isinstance(effect, SendStream) for chunk in effect.chunks]
+        made.stack.stream_sent(flow, sum(map(len, found)))
+        return found
+
+    [whole] = chunks(expected, b"a" * 20_000)
+    assert isinstance(whole, memoryview)
+    assert whole == b"a" * 20_000
+    assert chunks(expected + 40_000, b"c" * 20_000) == []
+    assert chunks(expected + 20_000, b"b" * 20_000) == [b"b" * 20_000, b"c" * 20_000]
+    assert all(isinstance(chunk, bytes) for chunk in chunks(expected + 59_999, b"cd" + bytes(20_000)))
+    [behind] = chunks(expected + 80_001, b"e" * 20_000, padding=40_000)
+    assert isinstance(behind, bytes)
+    assert behind == b"e" * 20_000
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_every_byte_arrives_over_links_that_lose_whole_frames(seed: int) -> None:
     random = Random(seed)
