@@ -7,6 +7,7 @@ time (RFC 8985, by the order of transmission instead of a clock for each segment
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import inf
 from typing import Final
 
@@ -103,6 +104,7 @@ class RoundTrip:
         self.timed_position = -1
 
 
+@lru_cache(maxsize=16)
 def initial_window(mss: int) -> int:
     """RFC 6928: ten segments, but no more than 14,600 bytes unless two segments are more."""
     return min(10 * mss, max(2 * mss, 14600))
