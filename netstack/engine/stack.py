@@ -156,7 +156,10 @@ class Stack:
                 end = 14 + total
                 if protocol == ipv4.TCP:
                     flow = self._tcp_table.get(key)
-                    if flow is not None and size >= 54 and macs == flow.macs:
+                    if flow is None:
+                        if 54 <= end <= size and not self._disabled and self._ipv4.opens(frame, end, macs, key, now):
+                            return
+                    elif size >= 54 and macs == flow.macs:
                         sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
                         text = 34 + (flags >> 12) * 4
                         if 54 <= text <= end <= size and not flags & tcp.SYN:
