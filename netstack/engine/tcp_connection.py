@@ -476,7 +476,10 @@ class TcpConnection:
     def _set_deadline(self) -> None:
         if self._quiet_at == inf and self._limits.keepalive_idle != inf and self.state in st.SYNCHRONIZED:
             self._quiet_at = self._last_heard + self._limits.keepalive_idle
-        self.deadline = min(self._sender.timer_at, self.receiver.delayed_ack_at, self._quiet_at)
+        deadline, delayed, quiet = self._sender.timer_at, self.receiver.delayed_ack_at, self._quiet_at
+        if delayed < deadline:
+            deadline = delayed
+        self.deadline = quiet if quiet < deadline else deadline
 
     def _enter_time_wait(self, now: float) -> None:
         self.signals |= st.ENDED

@@ -53,11 +53,12 @@ FRAMES_PER_FLUSH: Final = 256
 
 def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
     """Initial sequence numbers of RFC 6528 section 3: a clock of 4 us and a keyed hash of addresses and ports."""
-    key = secrets.token_bytes(32)
+    keyed = hashlib.blake2s(key=secrets.token_bytes(32), digest_size=4)
 
     def initial_sequence(flow: bytes, now: float) -> int:
-        digest = hashlib.blake2s(flow, key=key, digest_size=4).digest()
-        return (int.from_bytes(digest, "big") + int(now * 250_000)) & 0xFFFFFFFF
+        digest = keyed.copy()
+        digest.update(flow)
+        return (int.from_bytes(digest.digest(), "big") + int(now * 250_000)) & 0xFFFFFFFF
 
     return initial_sequence
 
