@@ -273,7 +273,8 @@ class TcpFlows:
         flow.limit_at = inf
         flow.upstream = True
         flow.packet = b""
-        flow.dialled = (address or flow.dialled[0], flow.dialled[1])
+        if address and address != flow.dialled[0]:
+            flow.dialled = (address, flow.dialled[1])
         if flow.connection.state == st.LISTEN:
             flow.connection.accept(now)
         elif flow.inspection is not None:
@@ -339,7 +340,8 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is not None:
             flow.connection.finish()
-            flow.state = max(flow.state, DRAINING) if flow.state != CONNECTING else flow.state
+            if flow.state != CONNECTING:
+                flow.state = DRAINING
             self.touch(flow)
 
     def reset(self, number: int, now: float) -> None:
