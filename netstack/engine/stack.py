@@ -42,6 +42,8 @@ from netstack.wire import ethernet, ipv4, tcp
 # protocol, checksum, and the key of the flow: addresses and ports.
 _GUARD = Struct("!12sHBBHHHBBH12s")
 _SEGMENT = Struct("!IIHHHH")
+_SYN_ACK: Final = tcp.SYN | tcp.ACK
+"""A SYN without ACK may be of another connection that is to come."""
 _NO_PORT: Final = bytes(2)
 _DNS_PORT: Final = DNS_PORT.to_bytes(2, "big")
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
@@ -162,7 +164,7 @@ class Stack:
                     elif size >= 54 and macs == flow.macs:
                         sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
                         text = 34 + (flags >> 12) * 4
-                        if 54 <= text <= end <= size and not flags & tcp.SYN:
+                        if 54 <= text <= end <= size and flags & _SYN_ACK != tcp.SYN:
                             flow.connection.receive(
                                 sequence, acknowledgement, flags & 0x3F, window, frame[54:text], frame[text:end], now
                             )
