@@ -34,12 +34,12 @@ LINUX = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (5, 0)), ("NOP", None), (
 
 
 def syn(
-    *, src: str = GUEST, dst: str = SERVER, port: int = 80, seq: int = 1000, flags: str = "S", **of: object
-) -> Packet:
-    """A SYN as Linux says it."""
-    return IP(src=src, dst=dst, flags="DF") / TCP(
-        sport=40_000, dport=port, seq=seq, flags=flags, window=64_240, options=LINUX, **of
-    )
+    *, src: str = GUEST, dst: str = SERVER, port: int = 80, seq: int = 1000, ack: int = 0, flags: str = "S",
+    header: int | None = None,
+) -> Packet:  # fmt: skip
+    """A SYN as Linux says it; `header` in words, where it is not as long as it says."""
+    segment = TCP(sport=40_000, dport=port, seq=seq, ack=ack, flags=flags, window=64_240, options=LINUX, dataofs=header)
+    return IP(src=src, dst=dst, flags="DF") / segment
 
 
 def whole(packet: Packet, *, source: str = GUEST_MAC, destination: str = GATEWAY_MAC) -> bytes:
@@ -64,8 +64,8 @@ FRAMES: dict[str, bytes] = {
     "syn-reset": whole(syn(flags="SR")),
     "no flags": whole(syn(flags="")),
     "acknowledgement": whole(syn(flags="A")),
-    "header too short": whole(syn(dataofs=4)),
-    "header too long": whole(syn(dataofs=15)),
+    "header too short": whole(syn(header=4)),
+    "header too long": whole(syn(header=15)),
     "cut": whole(syn())[:60],
     "length too small": changed(syn(), len=39),
     "no hop left": changed(syn(), ttl=1),
