@@ -19,9 +19,8 @@ MIN_BATCH: Final = 8
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
 _FRAGMENT: Final = MORE_FRAGMENTS | OFFSET_MASK
-_PLACE: Final = slice(26, 42)
 _FLAGS: Final = 47
-"""Where in a frame addresses, ports and sequence number are, and the flags."""
+"""Where they are in a frame."""
 # MACs to total length; fragment, TTL, protocol; the acknowledgement; the flags.
 _FIELDS = Struct("!18s2x4s18xI2s")
 _LEAD: Final = b"\x01\x01\x08\x0a"
@@ -44,7 +43,8 @@ def without_superseded(frames: Sequence[bytes]) -> list[bytes]:
     place = b""
     before: tuple[bytes, bytes, bytes, int] | None = None
     for frame in frames:
-        here = frame[_PLACE] if len(frame) in _PLAIN and frame[_FLAGS] == ACK else b""
+        # Addresses, ports and sequence number of a segment that is nothing else.
+        here = frame[26:42] if len(frame) in _PLAIN and frame[_FLAGS] == ACK else b""
         if here != place or not here:
             # Most that are short are no run, but of as many connections: what they are is asked when a second comes.
             kept.append(frame)
