@@ -143,8 +143,8 @@ class Stack:
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
-        # The plain cases: a segment or a datagram of a flow we know, or a question for our name server; whole, without
-        # IP options. Everything else goes the long way.
+        # The plain cases: a segment or a datagram of a flow we know, the SYN of another, a question for our name server;
+        # whole, without IP options. Everything else goes the long way.
         size = len(frame)
         if size >= 42:
             macs, ethertype, version, _, total, _, fragmented, ttl, protocol, _, key = _GUARD.unpack_from(frame)
