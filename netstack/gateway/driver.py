@@ -330,7 +330,7 @@ class Driver:
                 kind = type(effect)
                 (perform.get(kind) or perform_socket[kind])(effect, now)
             asked = stack.take_effects(now)
-        frames = stack.take_frames(now, FRAMES_PER_FLUSH, self._held(now))
+        frames = stack.take_batch(now, FRAMES_PER_FLUSH, self._held(now))
         if frames:
             self.switch.egress(frames)
         due = self._due = stack.next_deadline()

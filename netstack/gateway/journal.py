@@ -24,7 +24,7 @@ from netstack.journal import (
     OFFLOAD,
     SEQUENCE,
     STOPPED,
-    TAKE_FRAMES,
+    TAKE_BATCH,
     Call,
     encode,
 )
@@ -134,7 +134,7 @@ class Journal:
                 values = (*values[:text], len(values[text]))
             self._record(code, values)
             answer = method(*given, **named)
-            if code == TAKE_FRAMES:
+            if code == TAKE_BATCH:
                 self._flushed(answer)
             return answer
 

@@ -25,7 +25,7 @@ from netstack.journal import BY_NAME, CALLS, JournalError, decode, encode
         ("open_inbound", ((b"\1\2\3\4", 0), (b"\5\6\7\x08", 80), None, 10.0)),
         ("flow_consulted", (Question(1, 6, (b"abcd", 1), (b"efgh", 2)), Verdict(ALLOW, "hook", "asked"))),
         ("replace_policy", (PolicySettings(disabled=True), "kill-switch", True)),
-        ("take_frames", (256, frozenset({b"abcdef", b"ghijkl"}))),
+        ("take_batch", (256, frozenset({b"abcdef", b"ghijkl"}))),
     ],
 )
 def test_a_record_is_read_as_it_was_written(name: str, values: tuple[object, ...]):
