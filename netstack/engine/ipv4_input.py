@@ -97,6 +97,7 @@ class Ipv4Input:
             or not _SEGMENT + tcp.HEADER <= text <= end
             or key in self._time_wait
             or not macs.startswith(self._settings.gateway_mac)
+            or self._judge.policy.settings.disabled
             or not self._neighbours.confirms(key[:4], macs[6:], now)
         ):
             return False

@@ -273,8 +273,7 @@ class TcpFlows:
         flow.limit_at = inf
         flow.upstream = True
         flow.packet = b""
-        if address and address != flow.dialled[0]:
-            flow.dialled = (address, flow.dialled[1])
+        flow.dialled = (address or flow.dialled[0], flow.dialled[1])
         if flow.connection.state == st.LISTEN:
             flow.connection.accept(now)
         elif flow.inspection is not None:
@@ -340,8 +339,7 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is not None:
             flow.connection.finish()
-            if flow.state != CONNECTING:
-                flow.state = DRAINING
+            flow.state = DRAINING if flow.state != CONNECTING else CONNECTING
             self.touch(flow)
 
     def reset(self, number: int, now: float) -> None:
