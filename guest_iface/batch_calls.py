@@ -67,6 +67,7 @@ class BatchCalls:
         self._recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
         self._sendmmsg = library.sendmmsg
         self._sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+        self._send_flags = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # 0.5 us each time
         self._in_vectors, self._incoming = _messages()
         self._out_vectors, self._outgoing = _messages()
         self._buffer = mmap.mmap(-1, BATCH * _SLOT)
@@ -104,9 +105,7 @@ class BatchCalls:
         pointers = (ctypes.c_char_p * count)(*frames)
         self._pieces[: 2 * count : 2] = memoryview(pointers).cast("B").cast("Q")
         self._pieces[1 : 2 * count : 2] = memoryview(array("Q", map(len, frames)))
-        sent: int = self._sendmmsg(
-            self._descriptor, self._out_address, count, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        )
+        sent: int = self._sendmmsg(self._descriptor, self._out_address, count, self._send_flags)
         return max(sent, 0)
 
 

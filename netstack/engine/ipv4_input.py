@@ -29,6 +29,11 @@ from netstack.wire.checksum import checksum, pseudo_header_sum
 
 _DHCP_SERVER_PORT: Final = 67
 
+_SEGMENT: Final = ethernet.HEADER + ipv4.HEADER
+"""Where the segment begins in a frame without IP options."""
+_OPENING: Final = tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN
+"""The flags of which a segment that opens a flow has only SYN."""
+
 # The code of the unreachable that is said of datagrams that lead nowhere; nothing is said of those for a group.
 _DATAGRAM_REFUSALS: Final = {
     routes.OWN: icmp.PORT_UNREACHABLE,
@@ -78,6 +83,30 @@ class Ipv4Input:
         self._inbound_udp = inbound_udp
         self._broadcasts = (settings.broadcast_ip, b"\xff\xff\xff\xff")
         self._verify = settings.link.verify_checksums
+
+    def opens(self, frame: bytes, end: int, macs: bytes, key: bytes, now: float) -> bool:
+        """Whether a frame opens a TCP flow, in the way that needs no long one; then it is done with.
+
+        What the stack says of it: a whole segment up to `end`, without IP options, of no flow with this `key`. It has
+        to be a SYN from a MAC that has the address, and nothing that was on these ports before may be in its way.
+        """
+        _, _, sequence, _, flags, window, _, _ = tcp.FIELDS.unpack_from(frame, _SEGMENT)
+        text = _SEGMENT + (flags >> 12) * 4
+        if (
+            flags & _OPENING != tcp.SYN
+            or not _SEGMENT + tcp.HEADER <= text <= end
+            or key in self._time_wait
+            or not macs.startswith(self._settings.gateway_mac)
+            or self._judge.policy.settings.disabled
+            or not self._neighbours.confirms(key[:4], macs[6:], now)
+        ):
+            return False
+        source_port, destination_port = key[8] << 8 | key[9], key[10] << 8 | key[11]
+        source, destination, options = key[:4], key[4:8], frame[_SEGMENT + tcp.HEADER : text]
+        packet = frame[ethernet.HEADER : end]
+        syn = Syn(key, macs[6:], source, source_port, destination, destination_port, sequence, window, options, packet)
+        self._tcp.open(syn, self._routes.lookup(destination), now)
+        return True
 
     def receive(self, packet: bytes, mac: bytes, *, to_group: bool, now: float) -> None:
         """A packet from the guest with this MAC; `to_group` when its frame was a broadcast or a multicast."""
@@ -170,7 +199,7 @@ class Ipv4Input:
         options = packet[start + tcp.HEADER : text]
         key = header.source + header.destination + packet[start : start + 4]
         flow = self._tcp_table.get(key)
-        opens = flags & (tcp.SYN | tcp.ACK | tcp.RST | tcp.FIN) == tcp.SYN
+        opens = flags & _OPENING == tcp.SYN
         if flow is not None and not (opens and self._tcp.reopens(flow, sequence)):
             if flow.mac != mac:
                 self._outbox.drop("tcp-flow-of-another")

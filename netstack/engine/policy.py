@@ -1,6 +1,6 @@
 """What may leave the guest: rules in, verdicts out, each with its reason.
 
-A Policy has no state and never changes: it is replaced.
+A Policy never changes, it is replaced; what it has said of a place it says again.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class PolicySettings:
 
 
 FULL_ACCESS: Final = PolicySettings()
+MAX_REMEMBERED: Final = 512
+"""Places whose verdict is remembered; then it begins anew."""
 
 _NOWHERE: Final = frozenset(("loopback", "unspecified", "multicast"))
 
@@ -55,6 +57,8 @@ class Policy:
         self.settings = settings
         self.rules = RuleSet(settings.rules or ())
         self._network = network
+        self._said: dict[tuple[int, bytes, int, str], Verdict] = {}
+        """Verdicts that no name has a part in: guests go where they have been before."""
 
     @property
     def access(self) -> str:
@@ -72,6 +76,17 @@ class Policy:
 
     def connect(self, protocol: int, address: bytes, port: int, *, step: str, answered: Iterable[str] = ()) -> Verdict:
         """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
+        if answered:
+            return self._judge(protocol, address, port, step, answered)
+        place = protocol, address, port, step
+        verdict = self._said.get(place)
+        if verdict is None:
+            if len(self._said) >= MAX_REMEMBERED:
+                self._said.clear()
+            verdict = self._said[place] = self._judge(protocol, address, port, step, ())
+        return verdict
+
+    def _judge(self, protocol: int, address: bytes, port: int, step: str, answered: Iterable[str]) -> Verdict:
         place = addresses.kind(address)
         fault = self._never(place) or (f"{place}-address" if _is_nowhere(place, address) else "")
         if fault:

@@ -17,6 +17,8 @@ FORBIDDEN: Final = 4
 GROUP: Final = 5
 """Broadcast and multicast: no flow at all."""
 
+MAX_REMEMBERED: Final = 512
+"""Destinations whose route is remembered; then it begins anew."""
 
 _REASONS: Final = {
     OWN: "unserved-port",
@@ -44,11 +46,20 @@ class Routes:
 
     def __init__(self, settings: NetworkSettings) -> None:
         self._settings = settings
+        self._known: dict[bytes, Route] = {}
         self._own = frozenset({settings.gateway_ip}) | settings.virtual_ips
         self._broadcasts = frozenset({settings.broadcast_ip, b"\xff\xff\xff\xff"})
 
     def lookup(self, address: bytes) -> Route:
-        """The route of a packed destination address, judged before NAT."""
+        """The route of a packed destination address, judged before NAT. Guests go where they have been before."""
+        route = self._known.get(address)
+        if route is None:
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            route = self._known[address] = self._find(address)
+        return route
+
+    def _find(self, address: bytes) -> Route:
         settings = self._settings
         dialled = settings.nat.get(address)
         if dialled is not None:

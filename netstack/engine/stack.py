@@ -44,6 +44,7 @@ _GUARD = Struct("!12sHBBHHHBBH12s")
 _SEGMENT = Struct("!IIHHHH")
 LARGE_FRAME: Final = 16 * 1024
 """Bytes of a frame whose text is not copied out of it."""
+_SYN_ACK: Final = tcp.SYN | tcp.ACK  # a SYN without ACK may be of another connection that is to come
 _NO_PORT: Final = bytes(2)
 _DNS_PORT: Final = DNS_PORT.to_bytes(2, "big")
 _FRAGMENT_BITS: Final = ipv4.MORE_FRAGMENTS | ipv4.OFFSET_MASK
@@ -143,8 +144,8 @@ class Stack:
 
     def receive_frame(self, frame: bytes, now: float) -> None:
         """Process one Ethernet frame from the guest. Never raises, whatever the bytes."""
-        # The plain cases: a segment or a datagram of a flow we know, or a question for our name server; whole, without
-        # IP options. Everything else goes the long way.
+        # The plain cases: a segment or a datagram of a flow we know, the SYN of another, a question for our name
+        # server; whole, without IP options. Everything else goes the long way.
         size = len(frame)
         if size >= 42:
             macs, ethertype, version, _, total, _, fragmented, ttl, protocol, _, key = _GUARD.unpack_from(frame)
@@ -158,10 +159,12 @@ class Stack:
                 end = 14 + total
                 if protocol == ipv4.TCP:
                     flow = self._tcp_table.get(key)
+                    if flow is None and 54 <= end <= size and self._ipv4.opens(frame, end, macs, key, now):
+                        return
                     if flow is not None and size >= 54 and macs == flow.macs:
                         sequence, acknowledgement, flags, window, _, _ = _SEGMENT.unpack_from(frame, 38)
                         text = 34 + (flags >> 12) * 4
-                        if 54 <= text <= end <= size and not flags & tcp.SYN:
+                        if 54 <= text <= end <= size and flags & _SYN_ACK != tcp.SYN:
                             payload = frame[text:end] if size < LARGE_FRAME or end < size else memoryview(frame)[text:]
                             flow.connection.receive(
                                 sequence, acknowledgement, flags & 0x3F, window, frame[54:text], payload, now

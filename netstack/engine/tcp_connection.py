@@ -497,7 +497,9 @@ class TcpConnection:
     def _set_deadline(self) -> None:
         if self._quiet_at == inf and self._limits.keepalive_idle != inf and self.state in st.SYNCHRONIZED:
             self._quiet_at = self._last_heard + self._limits.keepalive_idle
-        self.deadline = min(self._sender.timer_at, self.receiver.delayed_ack_at, self._quiet_at)
+        timer, delayed, quiet = self._sender.timer_at, self.receiver.delayed_ack_at, self._quiet_at
+        first = timer if timer < delayed else delayed
+        self.deadline = first if first < quiet else quiet
 
     def _enter_time_wait(self, now: float) -> None:
         self.signals |= st.ENDED

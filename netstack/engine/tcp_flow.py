@@ -136,4 +136,7 @@ class TcpFlow:
     @property
     def deadline(self) -> float:
         """When this flow wants to be woken."""
-        return inf if self.forgotten else min(self.connection.deadline, self.limit_at)
+        if self.forgotten:
+            return inf
+        deadline = self.connection.deadline
+        return deadline if deadline < self.limit_at else self.limit_at

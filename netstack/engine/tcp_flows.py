@@ -339,7 +339,7 @@ class TcpFlows:
         flow = self._streams.get(number)
         if flow is not None:
             flow.connection.finish()
-            flow.state = max(flow.state, DRAINING) if flow.state != CONNECTING else flow.state
+            flow.state = DRAINING if flow.state != CONNECTING else CONNECTING
             self.touch(flow)
 
     def reset(self, number: int, now: float) -> None:

@@ -55,7 +55,8 @@ class TcpOutput:
             return
         start = len(frames)
         stuck = flow.mac in held
-        if flow.connection.output(frames, 0 if stuck else max(0, last - start), now) and not flow.waits:
+        connection = flow.connection
+        if connection.output(frames, 0 if stuck or start >= last else last - start, now) and not flow.waits:
             flow.waits = True
             if stuck:
                 self._held.setdefault(flow.mac, []).append(flow)
@@ -64,7 +65,7 @@ class TcpOutput:
             else:
                 self._waiting.append(flow)
         scheduled: float = flow.scheduled[0]
-        if flow.connection.deadline < scheduled or flow.limit_at < scheduled:
+        if connection.deadline < scheduled or flow.limit_at < scheduled:
             self._timers.schedule(flow)
 
     @property

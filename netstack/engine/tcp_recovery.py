@@ -7,6 +7,7 @@ time (RFC 8985, by the order of transmission instead of a clock for each segment
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import inf
 from typing import Final
 
@@ -93,8 +94,12 @@ class RoundTrip:
         else:
             self._variation += (abs(self.smoothed - sample) - self._variation) / 4
             self.smoothed += (sample - self.smoothed) / 8
-        self.timeout = min(MAX_RTO, self.smoothed + max(MIN_VARIATION, 4 * self._variation))
-        self.probe_timeout = max(MIN_PROBE_TIMEOUT, 2 * self.smoothed)
+        # Without `min` and `max`, each of which costs as much as all of this: it is done for every round trip.
+        variation = 4 * self._variation
+        timeout = self.smoothed + (variation if variation > MIN_VARIATION else MIN_VARIATION)
+        self.timeout = timeout if timeout < MAX_RTO else MAX_RTO
+        probe = 2 * self.smoothed
+        self.probe_timeout = probe if probe > MIN_PROBE_TIMEOUT else MIN_PROBE_TIMEOUT
 
     def cancel(self) -> None:
         """Something was sent again: what is being timed says nothing any more (RFC 6298 section 3)."""
@@ -106,6 +111,7 @@ class RoundTrip:
         self.timed_position = -1
 
 
+@lru_cache(maxsize=16)
 def initial_window(mss: int) -> int:
     """RFC 6928: ten segments, but no more than 14,600 bytes unless two segments are more."""
     return min(10 * mss, max(2 * mss, 14600))

@@ -71,6 +71,8 @@ class BusyPoll:
         self._last: Pollable | None = None
         """Whom something came from last."""
         self._again: list[Pollable] = []
+        self._rounds = 0
+        """Polls just before that have found something. A pause ends them, and a turn of others is none."""
         self._more = False
         self._awake = False
         self._closed = False
@@ -154,7 +156,7 @@ class BusyPoll:
         """
         poll, sources = self._poller.poll, self._sources
         end = perf_counter() + _TURN
-        handled = rounds = empty = 0
+        handled = empty = 0
         while True:
             ready = poll()
             if ready or self._more or self._again:
@@ -165,18 +167,18 @@ class BusyPoll:
                     there += [source for source in self._again if source not in there]
                     self._again.clear()
                 for source in there:
-                    if source.handle_ready(now, rounds):
+                    if source.handle_ready(now, self._rounds):
                         came = True
                         self._last = source
                 if came:
                     self._more = self._flush(now)
                     handled += 1
-                    rounds += 1
+                    self._rounds += 1
                     empty = 0
                     if perf_counter() > end:
                         break
                     continue
-            rounds = 0
+            self._rounds = 0
             empty += 1
             if empty == _POLLS or not self._last_patience:
                 break

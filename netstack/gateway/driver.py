@@ -10,7 +10,7 @@ import math
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -53,11 +53,12 @@ FRAMES_PER_FLUSH: Final = 256
 
 def keyed_sequence_numbers() -> Callable[[bytes, float], int]:
     """Initial sequence numbers of RFC 6528 section 3: a clock of 4 us and a keyed hash of addresses and ports."""
-    key = secrets.token_bytes(32)
+    keyed = hashlib.blake2s(key=secrets.token_bytes(32), digest_size=4)
 
     def initial_sequence(flow: bytes, now: float) -> int:
-        digest = hashlib.blake2s(flow, key=key, digest_size=4).digest()
-        return (int.from_bytes(digest, "big") + int(now * 250_000)) & 0xFFFFFFFF
+        digest = keyed.copy()
+        digest.update(flow)
+        return (int.from_bytes(digest.digest(), "big") + int(now * 250_000)) & 0xFFFFFFFF
 
     return initial_sequence
 
@@ -139,6 +140,16 @@ class Driver:
         dialer.watch = self.sockets.streams.watch = dial_watch
         self._dialer: DialsNames = dialer
         self._event_sink = event_sink
+        # What the driver has a part in itself; the rest is for sockets alone.
+        self._perform: dict[type, Callable[[Any, float], None]] = {
+            Report: self._report,
+            ResolveUpstream: self._resolve_upstream,
+            OpenNamed: self._open_named,
+            ResolveName: lambda effect, _now: self._start(self._dialer.resolve_name, effect),
+            ConsultFlow: lambda effect, _now: self._start(self._consult_flow, effect),
+            ConsultDns: lambda effect, _now: self._start(self._consult_dns, effect),
+            AbortStream: self._abort_stream,
+        }
         self._attached: dict[int, _Attachment] = {}
         self._departed = LinkCounters()
         self._nursery: trio.Nursery | None = None
@@ -312,30 +323,12 @@ class Driver:
         self.now = now
         if self._due <= now:
             stack.advance(now)
-        perform = self.sockets.perform
+        perform, perform_socket = self._perform, self.sockets.perform
         asked = stack.take_effects(now)
         while asked:
             for effect in asked:
-                if isinstance(effect, Report):
-                    if self._event_sink is not None:
-                        self._event_sink(effect.event, now)
-                elif isinstance(effect, ResolveUpstream):
-                    if not self._resolver.begin(effect.message, partial(self._resolved, effect.query)):
-                        self._start(self._resolve, effect)
-                elif isinstance(effect, OpenNamed):
-                    if not self._dialer.open_at_once(effect, now):
-                        self._dialer.begin(effect.flow)
-                        self._start(self._dialer.open_named, effect)
-                elif isinstance(effect, ResolveName):
-                    self._start(self._dialer.resolve_name, effect)
-                elif isinstance(effect, ConsultFlow):
-                    self._start(self._consult_flow, effect)
-                elif isinstance(effect, ConsultDns):
-                    self._start(self._consult_dns, effect)
-                else:
-                    if isinstance(effect, AbortStream):
-                        self._dialer.cancel(effect.flow)
-                    perform[type(effect)](effect, now)
+                kind = type(effect)
+                (perform.get(kind) or perform_socket[kind])(effect, now)
             asked = stack.take_effects(now)
         frames = stack.take_batch(now, FRAMES_PER_FLUSH, self._held(now))
         if frames:
@@ -346,6 +339,23 @@ class Driver:
         if due < alarm or alarm - now < TICK / 2:
             self._alarm.deadline = max(due, now + TICK)
         return stack.frames_wait
+
+    def _report(self, effect: Report, now: float) -> None:
+        if self._event_sink is not None:
+            self._event_sink(effect.event, now)
+
+    def _resolve_upstream(self, effect: ResolveUpstream, _now: float) -> None:
+        if not self._resolver.begin(effect.message, partial(self._resolved, effect.query)):
+            self._start(self._resolve, effect)
+
+    def _open_named(self, effect: OpenNamed, now: float) -> None:
+        if not self._dialer.open_at_once(effect, now):
+            self._dialer.begin(effect.flow)
+            self._start(self._dialer.open_named, effect)
+
+    def _abort_stream(self, effect: AbortStream, now: float) -> None:
+        self._dialer.cancel(effect.flow)
+        self.sockets.perform[AbortStream](effect, now)
 
     def _start(self, task: Callable[[_Asked], Awaitable[None]], effect: _Asked) -> None:
         if self._nursery is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -88,5 +87,7 @@ class SocketTable:
 
 def close_socket(sock: socket.socket) -> None:
     """Close a socket, whatever has become of its connection."""
-    with contextlib.suppress(OSError):  # an error of the connection; the descriptor is closed all the same
+    try:  # noqa: SIM105 - `suppress` costs half a microsecond more, for each connection
         sock.close()
+    except OSError:
+        pass  # an error of the connection; the descriptor is closed all the same

@@ -114,6 +114,8 @@ def build_syn_options(
     mss: int, *, window_scale: int | None, sack_permitted: bool, timestamps: tuple[int, int] | None
 ) -> bytes:
     """The options of a SYN or SYN-ACK, padded to a multiple of 4. None leaves an option out."""
+    if timestamps is not None and sack_permitted and window_scale is not None:
+        return _USUAL_SYN.pack(_MSS_LEAD, mss, _SACK_AND_TIMESTAMPS_LEAD, *timestamps, _WINDOW_SCALE_LEAD, window_scale)
     parts = [b"\x02\x04" + mss.to_bytes(2, "big")]
     if timestamps is not None:
         # SACK-permitted takes the place of the two NOPs before time stamps, as Linux packs them.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.engine.policy import FULL_ACCESS, Policy, PolicySettings
+from netstack.engine.policy import FULL_ACCESS, MAX_REMEMBERED, Policy, PolicySettings
 from netstack.engine.rules import TCP, UDP, parse_rule
 from netstack.engine.settings import NetworkSettings
 from netstack.engine.verdict import ALLOW, PEEK, REFUSE, Verdict
@@ -41,6 +41,28 @@ def to(held: Policy, protocol: int, address: str, port: int, *answered: str) -> 
     verdict = held.connect(protocol, packed(address), port, step="syn", answered=answered)
     assert verdict.step == "syn"
     return ACTIONS[verdict.action], verdict.reason, verdict.rule
+
+
+def test_what_is_remembered_of_a_place_is_said_of_no_other() -> None:
+    """More places than are remembered, each asked again: the verdict is that of a policy that was never asked."""
+    rules = ("10.0.0.0/8:80", "tcp/192.0.2.1", "*.example.com:443", "example.com:7000")
+    held = policy(*rules)
+    places = [
+        (protocol, address, port, step)
+        for address in ("10.1.2.3", "192.0.2.1", SITE)
+        for port in (80, 443, *range(1, MAX_REMEMBERED // 4))
+        for protocol, step in ((TCP, "syn"), (UDP, "datagram"))
+    ]
+    fresh = [policy(*rules).connect(TCP, packed(SITE), 7000, step="syn", answered=["example.com"])]
+    for _ in range(2):
+        for protocol, address, port, step in places:
+            verdict = held.connect(protocol, packed(address), port, step=step)
+            allowed = (address == "10.1.2.3" and port == 80) or (address == "192.0.2.1" and protocol == TCP)
+            assert (verdict.step, verdict.allowed) == (step, allowed)
+        # Who was given an address for a name is judged by that, and nobody else.
+        assert held.connect(TCP, packed(SITE), 7000, step="syn", answered=["example.com"]) == fresh[0]
+        assert not held.connect(TCP, packed(SITE), 7000, step="syn").allowed
+    assert fresh[0].allowed
 
 
 # -- flows by address ------------------------------------------------------------------------------------------------

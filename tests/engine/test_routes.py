@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.engine.routes import FORBIDDEN, GROUP, OUT, OWN, UNUSED, Route, Routes
+from netstack.engine.routes import FORBIDDEN, GROUP, MAX_REMEMBERED, OUT, OWN, UNUSED, Route, Routes
 from netstack.engine.settings import NetworkSettings
 
 from .wire_guest import ip, network
@@ -116,3 +116,12 @@ def test_nothing_of_the_subnet_nor_reserved_is_ever_dialled(number: int, metadat
     assert not address.is_multicast
     assert 1 << 24 <= number < 240 << 24
     assert metadata or not address.is_link_local
+
+
+def test_more_destinations_than_are_remembered() -> None:
+    """Each is where it was, asked again or for the first time."""
+    routes, settings = Routes(network()), network()
+    places = [bytes((first, 0, low // 256, low % 256)) for first in (1, 127) for low in range(MAX_REMEMBERED)]
+    for _ in range(2):
+        for place in [*places, *reversed(places)]:
+            assert routes.lookup(place) == Routes(settings).lookup(place)
