@@ -178,19 +178,12 @@ class TcpConnection:
     # -- segments from the guest --------------------------------------------------------------------------------------
 
     def receive(
-        self,
-        sequence: int,
-        acknowledgement: int,
-        flags: int,
-        window: int,
-        options: bytes,
-        payload: bytes | memoryview,
-        now: float,
-    ) -> None:
+        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes,
+        payload: bytes | memoryview, now: float,
+    ) -> None:  # fmt: skip
         """Process a segment whose checksum is right. `window` as on the wire; `flags` the low six bits.
 
-        A payload in a view goes on as it is if it is the next in order and fits whole. Otherwise it is copied: a piece
-        of it that waits would keep all of its frame.
+        A view goes on as it is if it is the next in order; what waits is copied, or it would keep all of its frame.
         """
         buffer, sender = self.receive_buffer, self._sender
         expected = buffer.next
