@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from guest_iface import pcapng
 from guest_iface.capture import Sink
 from guest_iface.link import LinkError
 from guest_iface.write_behind import WriteBehind
@@ -64,16 +65,16 @@ class CaptureFile(Sink):
     def describe(self, block: bytes) -> None:
         """See Sink. Each file of a row begins with these blocks."""
         self._descriptions.append(block)
-        self._append([block], len(block))
+        self._append(block)
 
-    def put(self, pieces: list[bytes], size: int) -> bool:
+    def put(self, blocks: bytes) -> bool:
         """See Sink. What is lost is lost to `failure`, which says so, or to a slow disk."""
         if self._behind.waiting > MAX_BEHIND:
             return False
-        if self._max_bytes and self._size + size > self._max_bytes:
-            self._put_in_turn(pieces)
+        if self._max_bytes and self._size + len(blocks) > self._max_bytes:
+            self._put_in_turn(blocks)
         else:
-            self._append(pieces, size)
+            self._append(blocks)
         if self._pending >= BUFFER_BYTES:
             pieces, size, self._pieces, self._pending = self._pieces, self._pending, [], 0
             self._behind.put(pieces, size)
@@ -81,25 +82,24 @@ class CaptureFile(Sink):
             self._waiting.set()
         return not self.failure
 
-    def _put_in_turn(self, pieces: list[bytes]) -> None:
-        """Frame by frame, three pieces each, with another file where one is full."""
-        for start in range(0, len(pieces), 3):
-            block = pieces[start : start + 3]
-            size = sum(map(len, block))
-            if self._size + size > self._max_bytes:
+    def _put_in_turn(self, blocks: bytes) -> None:
+        """Block by block, with another file where one is full."""
+        start = 0
+        while start < len(blocks):
+            end = start + pcapng.block_length(blocks, start)
+            if self._size + end - start > self._max_bytes:
                 self._rotate()
-            self._append(block, size)
+            self._append(blocks[start:end])
+            start = end
 
-    def _append(self, pieces: list[bytes], size: int) -> None:
+    def _append(self, blocks: bytes) -> None:
         if not self.failure:
-            # A copy, and no frame is kept: their memory is the next ones', and not another thread's to be given back.
-            self._pieces.append(b"".join(pieces))
-            self._pending += size
-            self._size += size
+            self._pieces.append(blocks)
+            self._pending += len(blocks)
+            self._size += len(blocks)
 
     def _rotate(self) -> None:
-        last = self.last_words()
-        self._append([last], len(last))
+        self._append(self.last_words())
         self.flush()
         if self.failure:
             return
@@ -118,7 +118,7 @@ class CaptureFile(Sink):
             self._fail(error)
             return
         self._size = 0
-        self._append(list(self._descriptions), sum(map(len, self._descriptions)))
+        self._append(b"".join(self._descriptions))
 
     def flush(self) -> None:
         """Write what waits into the file, and wait for what is being written."""
@@ -159,7 +159,7 @@ class CaptureFile(Sink):
     def close(self, last: bytes) -> None:
         """See Sink."""
         if not self.failure:
-            self._append([last], len(last))
+            self._append(last)
             self.flush()
         self._behind.close()
         if self._fd >= 0:
