@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from guest_iface.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
-BUFFER_BYTES: Final = 1 << 20
+BUFFER_BYTES: Final = 2 << 20
 """Bytes that wait in memory before they are handed over to be written."""
 MAX_BEHIND: Final = 64 << 20
 """Bytes handed over and not written: beyond, frames are lost, and counted, until the disk has caught up."""
@@ -28,6 +29,14 @@ FLUSH_INTERVAL: Final = 0.25
 MIN_FILE_BYTES: Final = 1 << 16
 """The smallest files of a row: a frame of any length fits, with what each file begins with."""
 MAX_FILES: Final = 1000
+UNCACHED: Final = 0x80
+"""RWF_DONTCACHE (linux/fs.h; Linux 6.14): the kernel begins to write to the disk at once, and lets go of the pages as
+soon as they are there. Nobody reads a capture soon, and it takes no other file's place in memory. Where memory is
+lent by a hypervisor that has to be asked for each new page, this is what a capture costs most: 4.2 us for a frame of
+1514 bytes that goes into new pages, 0.3 into those that have just become free.
+"""
+_NOT_SO: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""What a kernel or a file system says that does not know it."""
 _MAX_PIECES: Final = 1024
 """Of one write (IOV_MAX)."""
 
@@ -53,7 +62,8 @@ class CaptureFile(Sink):
         self._size = 0
         """Bytes of this file, those that wait included."""
         self._waiting = trio.Event()
-        self._behind = WriteBehind(self._write)
+        self._uncached = UNCACHED
+        self._behind = WriteBehind(self._write_much)
         try:
             self._fd = self._open()
         except OSError as error:
@@ -126,20 +136,35 @@ class CaptureFile(Sink):
         pieces, self._pieces, self._pending = self._pieces, [], 0
         self._write(pieces)
 
-    def _write(self, pieces: list[bytes]) -> None:
+    def _write_much(self, pieces: list[bytes]) -> None:
+        self._write(pieces, self._uncached)
+
+    def _write(self, pieces: list[bytes], flags: int = 0) -> None:
         if self.failure:
             return
         try:
             for start in range(0, len(pieces), _MAX_PIECES):
                 part = pieces[start : start + _MAX_PIECES]
                 total = sum(map(len, part))
-                written = os.writev(self._fd, part)
+                written = self._write_part(part, flags)
                 if written < total:
                     rest = memoryview(b"".join(part))[written:]
                     while rest:
                         rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
             self._fail(error)
+
+    def _write_part(self, part: list[bytes], flags: int) -> int:
+        if flags & self._uncached:
+            try:
+                return os.pwritev(self._fd, part, -1, flags)
+            except OSError as error:
+                if error.errno not in _NOT_SO:
+                    raise
+            except NotImplementedError:
+                pass
+            self._uncached = 0
+        return os.writev(self._fd, part)
 
     def _fail(self, error: OSError) -> None:
         self.failure = f"{self.path}: the capture ends here: {error.strerror}"
