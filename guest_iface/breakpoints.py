@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from guest_iface.link import BATCH, Link
+from guest_iface.link import BATCH, Frame, Link, all_whole
 from guest_iface.wrapped_link import WrappedLink
 
 FROM_GUEST: Final = "from-guest"
@@ -196,10 +196,10 @@ class BreakpointLink(WrappedLink):
         """See Link."""
         return [] if self._breakpoints.active or self._released else self._link.receive_now(limit)
 
-    def send_batch(self, frames: Sequence[bytes]) -> None:
+    def send_batch(self, frames: Sequence[Frame]) -> None:
         """See Link."""
         if self._breakpoints.active:
-            frames = self._breakpoints.pass_on(self, TO_GUEST, frames)
+            frames = self._breakpoints.pass_on(self, TO_GUEST, all_whole(frames))
         if frames:
             self._link.send_batch(frames)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from guest_iface.link import BATCH, Link
+from guest_iface.link import BATCH, Frame, Link, all_whole
 from guest_iface.pcapng import OUTBOUND
 from guest_iface.wrapped_link import WrappedLink
 
@@ -143,19 +143,23 @@ class Cable(WrappedLink):
 
     # To the guest.
 
-    def send_batch(self, frames: Sequence[bytes]) -> None:
+    def send_batch(self, frames: Sequence[Frame]) -> None:
         """See Link."""
         if self._to_guest is None:
             self._deliver(frames)
         else:
-            self._to_guest.admit(frames, trio.current_time())
+            self._to_guest.admit(all_whole(frames), trio.current_time())
             self._pump()
 
-    def _deliver(self, frames: Sequence[bytes]) -> None:
-        if frames:
+    def _deliver(self, frames: Sequence[Frame]) -> None:
+        if not frames:
+            return
+        if self._listeners:
+            seen = all_whole(frames)
             for listener, interface in self._listeners:
-                listener.write(interface, frames, OUTBOUND)
-            self._link.send_batch(frames)
+                listener.write(interface, seen, OUTBOUND)
+            frames = seen
+        self._link.send_batch(frames)
 
     def _pump(self) -> None:
         """Send what is due, and be there when the next is."""

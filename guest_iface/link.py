@@ -17,6 +17,29 @@ MAX_FRAME = 65_562
 """14 bytes of Ethernet, a 65,535-byte IP packet and what virtio may add; every receive buffer holds this much."""
 BATCH = 64
 """Frames taken from a link in one wake-up, at most."""
+FRAME_PIECES = 3
+"""Pieces a frame may be in."""
+Pieces = tuple[bytes, *tuple[bytes | memoryview, ...]]
+Frame = bytes | Pieces
+"""A frame to the guest. A large one may be in pieces, FRAME_PIECES at most, the first of which holds all headers: the
+kernel gathers them as it copies (writev(2)), and nobody has to before. Measured at 64 KiB: 21 us for a sum and a write,
+33-42 us with a copy or two, which push what is needed next out of the cache.
+"""
+
+
+def frame_size(frame: Frame) -> int:
+    """Bytes of it."""
+    return len(frame) if isinstance(frame, bytes) else sum(map(len, frame))
+
+
+def whole(frame: Frame) -> bytes:
+    """The frame in one piece."""
+    return frame if isinstance(frame, bytes) else b"".join(frame)
+
+
+def all_whole(frames: Sequence[Frame]) -> list[bytes]:
+    """These frames, each in one piece."""
+    return [frame if isinstance(frame, bytes) else b"".join(frame) for frame in frames]
 
 
 class LinkError(Exception):
@@ -111,7 +134,7 @@ class Link(ABC):
         return []
 
     @abstractmethod
-    def send_batch(self, frames: Sequence[bytes]) -> None:
+    def send_batch(self, frames: Sequence[Frame]) -> None:
         """Send frames in order without waiting. What the kernel does not take now is queued up to a bound, then
         dropped and counted.
 

@@ -28,6 +28,7 @@ class SeqpacketLink(PacketLink):
         self._sock = sock
         self._read = self._read_record
         self._write = sock.send
+        self._write_pieces = sock.sendmsg
         self.counters.guests = 1
 
     def _read_record(self, size: int) -> bytes:

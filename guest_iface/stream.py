@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from guest_iface.framing import BIG_ENDIAN_32, LITTLE_ENDIAN_16, FrameReader, Framing
-from guest_iface.link import LinkCapabilities, LinkClosed, LinkError
+from guest_iface.link import FRAME_PIECES, Frame, LinkCapabilities, LinkClosed, LinkError, frame_size, whole
 from guest_iface.transmit import TOO_LONG, TOO_SHORT, QueuedLink
 
 STREAM_QUEUE_FRAMES: Final = 65_536
@@ -20,8 +20,8 @@ UNIX_SEND_BUFFER: Final = 1 << 20
 """SO_SNDBUF asked for on unix sockets, bytes: enough that a batch is written in few calls, little enough to hold no
 seconds.
 """
-WRITE_FRAMES: Final = 512
-"""Frames in one write: two pieces each, IOV_MAX is 1024."""
+WRITE_FRAMES: Final = 1024 // (1 + FRAME_PIECES)
+"""Frames in one write: IOV_MAX is 1024, and each has its prefix and its pieces."""
 
 
 class StreamLink(QueuedLink):
@@ -104,20 +104,21 @@ class StreamLink(QueuedLink):
         self.counters.rx_bytes += sum(map(len, frames))
         return frames
 
-    def send_batch(self, frames: Sequence[bytes]) -> None:
+    def send_batch(self, frames: Sequence[Frame]) -> None:
         """See Link. A frame whose length the prefix may not say is dropped and counted."""
         if not frames:
             return
-        sizes = list(map(len, frames))
+        sizes = list(map(len, frames))  # of one in pieces, the number of those: too short for a frame
         if max(sizes) > self._framing.longest or min(sizes) < self._framing.shortest:
             frames = [frame for frame in frames if self._fits(frame)]
         super().send_batch(frames)
 
-    def _fits(self, frame: bytes) -> bool:
-        if len(frame) > self._framing.longest:
+    def _fits(self, frame: Frame) -> bool:
+        size = frame_size(frame)
+        if size > self._framing.longest:
             self.counters.drop_sent(TOO_LONG)
             return False
-        if len(frame) < self._framing.shortest:
+        if size < self._framing.shortest:
             self.counters.drop_sent(TOO_SHORT)
             return False
         return True
@@ -126,7 +127,7 @@ class StreamLink(QueuedLink):
     def _unfinished(self) -> bool:
         return len(self._remainder) > 0
 
-    def _transmit(self, frames: Sequence[bytes]) -> int:
+    def _transmit(self, frames: Sequence[Frame]) -> int:
         if self._remainder:
             self._remainder = self._remainder[self._write([self._remainder]) :]
             if self._remainder:
@@ -134,15 +135,19 @@ class StreamLink(QueuedLink):
         taken = 0
         while taken < len(frames) and self._attached:
             part = frames[taken : taken + WRITE_FRAMES]
-            pieces: list[bytes] = []
+            pieces: list[bytes | memoryview] = []
             pack = self._framing.prefix.pack
             for frame in part:
-                pieces += (pack(len(frame)), frame)
+                if isinstance(frame, bytes):
+                    pieces += (pack(len(frame)), frame)
+                else:
+                    pieces += (pack(frame_size(frame)), *frame)
             written = self._write(pieces)
-            whole = sum(map(len, pieces))
-            if written < whole:
+            wanted = sum(map(len, pieces))
+            if written < wanted:
                 return taken + self._split(part, written)
-            self._count(part)
+            self.counters.tx_frames += len(part)
+            self.counters.tx_bytes += wanted - len(part) * self._framing.prefix.size
             taken += len(part)
         return taken
 
@@ -157,26 +162,26 @@ class StreamLink(QueuedLink):
             self._fail(f"cannot send: {error.strerror}")
             return 0
 
-    def _split(self, frames: Sequence[bytes], written: int) -> int:
+    def _split(self, frames: Sequence[Frame], written: int) -> int:
         """The kernel took `written` bytes of these frames: how many frames that began; the rest of the last one is
         kept.
         """
         width = self._framing.prefix.size
         for position, frame in enumerate(frames):
-            size = width + len(frame)
+            size = width + frame_size(frame)
             if written < size:
                 if written == 0:
                     self._count(frames[:position])
                     return position
-                self._remainder = memoryview(self._framing.prefix.pack(len(frame)) + frame)[written:]
+                self._remainder = memoryview(self._framing.prefix.pack(size - width) + whole(frame))[written:]
                 self._count(frames[: position + 1])
                 return position + 1
             written -= size
         return len(frames)
 
-    def _count(self, frames: Sequence[bytes]) -> None:
+    def _count(self, frames: Sequence[Frame]) -> None:
         self.counters.tx_frames += len(frames)
-        self.counters.tx_bytes += sum(map(len, frames))
+        self.counters.tx_bytes += sum(map(frame_size, frames))
 
     def _release(self) -> None:
         os.close(self._read_fd)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from guest_iface.link import MIN_FRAME, Link
+from guest_iface.link import MIN_FRAME, Frame, Link
 
 AGEING_TIME: Final = 300.0
 """Seconds that a silent MAC stays bound to its port (the default of IEEE 802.1Q section 8.8.3)."""
@@ -290,7 +290,7 @@ class Switch:
         """On how many ports a frame of the gateway's to this MAC goes out."""
         return 1 if mac in self._table else len(self._ports)
 
-    def egress(self, frames: Sequence[bytes]) -> None:
+    def egress(self, frames: Sequence[Frame]) -> None:
         """Send the gateway's frames: to the port that the destination is on, to all ports if it is unknown or a
         group.
         """
@@ -298,9 +298,9 @@ class Switch:
             for port in self._ports.values():
                 port.link.send_batch(frames)
             return
-        batches: dict[int, list[bytes]] = {number: [] for number in self._ports}
+        batches: dict[int, list[Frame]] = {number: [] for number in self._ports}
         for frame in frames:
-            station = self._table.get(frame[:6])
+            station = self._table.get((frame if isinstance(frame, bytes) else frame[0])[:6])
             if station is not None:
                 batches[station.port].append(frame)
             else:

@@ -14,7 +14,7 @@ import os
 from typing import Final
 
 from guest_iface import device, vnet_header
-from guest_iface.link import LinkCapabilities, LinkError
+from guest_iface.link import LinkCapabilities, LinkError, Pieces, frame_size
 from guest_iface.transmit import NO_GUEST, PacketLink
 
 _DEVICE_GONE: Final = frozenset({errno.EBADFD, errno.EFAULT, errno.ENODEV})
@@ -53,6 +53,7 @@ class TapLink(PacketLink):
         """The network device's name in its namespace."""
         self._read = functools.partial(os.read, fd)
         self._write = functools.partial(os.write, fd)
+        self._write_pieces = functools.partial(os.writev, fd)
         self._peer = offload_with
         self._completes = False
         if offload_with is not None:
@@ -61,6 +62,7 @@ class TapLink(PacketLink):
             self._cut = _segment_headers(mtu)
             self._largest_whole = _IP + mtu
             self._write = self._write_with_header
+            self._write_pieces = self._write_pieces_with_header
         self.counters.guests = 1
 
     @classmethod
@@ -122,10 +124,17 @@ class TapLink(PacketLink):
 
     def _write_with_header(self, frame: bytes) -> int:
         """Write a frame, behind the header that says what is left to do for it; the frame's bytes that were written."""
-        header = _PLAIN
+        return os.writev(self._write_fd, (self._header(frame, len(frame)), frame)) - vnet_header.SIZE
+
+    def _write_pieces_with_header(self, pieces: Pieces) -> int:
+        header = self._header(pieces[0], frame_size(pieces))
+        return os.writev(self._write_fd, (header, *pieces)) - vnet_header.SIZE
+
+    def _header(self, frame: bytes, size: int) -> bytes:
+        """What goes before a frame of that size, of which this is all or the piece with the headers."""
         if len(frame) >= _TCP + 20 and frame.startswith(self._peer_ipv4, 6) and frame[_IP + 9] == vnet_header.TCP:
-            header = _PARTIAL if len(frame) <= self._largest_whole else self._cut[frame[_TCP + 12] >> 4]
-        return os.writev(self._write_fd, (header, frame)) - vnet_header.SIZE
+            return _PARTIAL if size <= self._largest_whole else self._cut[frame[_TCP + 12] >> 4]
+        return _PLAIN
 
     def _read_failed(self, error: OSError) -> None:
         if error.errno in _DEVICE_GONE:

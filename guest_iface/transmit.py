@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, cast
 
 import trio
 
@@ -21,11 +21,15 @@ from guest_iface.link import (
     BATCH,
     MAX_FRAME,
     MIN_FRAME,
+    Frame,
     Link,
     LinkCapabilities,
     LinkClosed,
     LinkCounters,
     LinkError,
+    Pieces,
+    frame_size,
+    whole,
 )
 
 QUEUE_FRAMES: Final = 4096
@@ -93,7 +97,7 @@ class QueuedLink(Link):
         """
 
     @abstractmethod
-    def _transmit(self, frames: Sequence[bytes]) -> int:
+    def _transmit(self, frames: Sequence[Frame]) -> int:
         """Hand frames to the kernel in order and count them; how many of them are done with (written, or dropped and
         counted).
         """
@@ -171,7 +175,7 @@ class QueuedLink(Link):
 
     # The sending side.
 
-    def send_batch(self, frames: Sequence[bytes]) -> None:
+    def send_batch(self, frames: Sequence[Frame]) -> None:
         """See Link."""
         if not self._attached:
             self.counters.drop_sent(NO_GUEST, len(frames))
@@ -185,17 +189,17 @@ class QueuedLink(Link):
         if self._queue or self._unfinished:
             self._work.unpark_all()
 
-    def _enqueue(self, frames: Sequence[bytes]) -> None:
+    def _enqueue(self, frames: Sequence[Frame]) -> None:
         if not self._attached:
             self.counters.drop_sent(NO_GUEST, len(frames))
             return
         for position, frame in enumerate(frames):
-            size = len(frame)
+            size = frame_size(frame)
             if len(self._queue) >= self._queue_frames or self._queued_bytes + size > self._queue_bytes:
                 # The newest go: what is queued is older and in order, and TCP recovers best from a dropped tail.
                 self.counters.drop_sent(QUEUE_FULL, len(frames) - position)
                 return
-            self._queue.append(frame)
+            self._queue.append(whole(frame))
             self._queued_bytes += size
 
     def _discard_queue(self) -> None:
@@ -263,12 +267,14 @@ class QueuedLink(Link):
 class PacketLink(QueuedLink):
     """A link whose descriptor keeps frames apart by itself: one read is one frame, one write is one frame.
 
-    A subclass sets `_read` (takes the largest size, gives bytes) and `_write`, and `_batch_calls` where its descriptor
-    is a socket: under load, many frames then go with one call.
+    A subclass sets `_read` (takes the largest size, gives bytes), `_write` and `_write_pieces` (both take a frame and
+    give the bytes of it that went out), and `_batch_calls` where its descriptor is a socket: under load, many frames
+    then go with one call.
     """
 
     _read: Callable[[int], bytes]
     _write: Callable[[bytes], int]
+    _write_pieces: Callable[[Pieces], int]
     _batch_calls: BatchCalls | None = None
     _many: bool = False
     """Whether the last batch was one for which a batch call would have cost less."""
@@ -326,15 +332,15 @@ class PacketLink(QueuedLink):
             return False
         return True
 
-    def _transmit(self, frames: Sequence[bytes]) -> int:
+    def _transmit(self, frames: Sequence[Frame]) -> int:
         write = self._write
         taken = sent_bytes = failed = 0
-        if len(frames) >= MIN_BATCH and self._batch_calls is not None:
-            taken, sent_bytes = self._transmit_many(self._batch_calls, frames)
+        if len(frames) >= MIN_BATCH and self._batch_calls is not None and tuple not in map(type, frames):
+            taken, sent_bytes = self._transmit_many(self._batch_calls, cast(Sequence[bytes], frames))
         while taken < len(frames):
             try:
                 for frame in frames[taken:] if taken else frames:
-                    sent_bytes += write(frame)
+                    sent_bytes += write(frame) if isinstance(frame, bytes) else self._write_pieces(frame)
                     taken += 1
             except BlockingIOError:
                 break

@@ -74,6 +74,7 @@ class UnixgramLink(PacketLink):
         super().__init__(name, capabilities, read_fd=sock.fileno(), write_fd=sock.fileno())
         self._read = sock.recv
         self._write = sock.send
+        self._write_pieces = sock.sendmsg
         self._probe = PeerProbe()
         self._peer: str | bytes | None = None
         self._pidfd = -1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from guest_iface.link import BATCH, Link
+from guest_iface.link import BATCH, Frame, Link
 
 
 class WrappedLink(Link):
@@ -36,7 +36,7 @@ class WrappedLink(Link):
         """See Link. What a subclass does with frames in `receive_batch`, it has to do here too."""
         return self._link.receive_now(limit)
 
-    def send_batch(self, frames: Sequence[bytes]) -> None:
+    def send_batch(self, frames: Sequence[Frame]) -> None:
         """See Link."""
         self._link.send_batch(frames)
 

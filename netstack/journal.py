@@ -75,7 +75,7 @@ _CALLS: Final[tuple[tuple[str, str, str, dict[str, str]], ...]] = (
     ("", "note_drop", "s", {}),
     ("", "advance", "t", {}),
     ("", "take_effects", "t", {}),
-    ("", "take_frames", "tnl", {}),
+    ("", "take_batch", "tnl", {}),
     ("names", "known", "snt", {}),
     ("names", "learn", "snBt", {}),
     ("dns.cache", "clear", "", {}),
@@ -89,11 +89,11 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "open_inbound": {"client": None, "timeout": 10.0},
     "open_inbound_datagrams": {"client": None, "timeout": 90.0},
     "replace_policy": {"final": False},
-    "take_frames": {"room": 1 << 30, "held": frozenset()},
+    "take_batch": {"room": 1 << 30, "held": frozenset()},
 }
 CALLS: Final = tuple(Call(code, *entry, _DEFAULTS.get(entry[1], {})) for code, entry in enumerate(_CALLS, 1))
 BY_NAME: Final = {call.name: call for call in CALLS}
-TAKE_FRAMES: Final = BY_NAME["take_frames"].code
+TAKE_BATCH: Final = BY_NAME["take_batch"].code
 
 # What is no call.
 NOW: Final = 128

@@ -25,7 +25,7 @@ from netstack.journal import (
     OFFLOAD,
     SEQUENCE,
     STOPPED,
-    TAKE_FRAMES,
+    TAKE_BATCH,
     JournalError,
     decode,
 )
@@ -191,6 +191,7 @@ class JournalPlayer:
             )
             for call in CALLS
         }
+        self._methods[TAKE_BATCH] = (stack.take_frames, *self._methods[TAKE_BATCH][1:])
 
     def initial_sequence(self) -> int:
         """What was said when the engine asked for a number."""
@@ -216,7 +217,7 @@ class JournalPlayer:
             try:
                 if code in self._methods:
                     said = self._call(code, values)
-                    if code == TAKE_FRAMES:
+                    if code == TAKE_BATCH:
                         taken = said
                         answers += taken
                     elif code == _TAKE_EFFECTS:

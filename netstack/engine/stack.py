@@ -363,7 +363,7 @@ class Stack:
         self.tcp.taken(flow, count)
 
     def stream_room(self, flow: int) -> int:
-        """Bytes that may be read from the host socket at once, 64 KiB at most. 0: stop reading it until ReadStream."""
+        """Bytes that may be read from the host socket at once, 512 KiB at most. 0: stop reading it until ReadStream."""
         return self.tcp.room(flow)
 
     def stream_received(self, flow: int, data: bytes) -> None:
@@ -459,13 +459,18 @@ class Stack:
 
         Guests whose MAC is in `held` get no data this time: their link is behind with what it has.
         """
+        frames = self.take_batch(now, room, held)
+        return [frame if isinstance(frame, bytes) else b"".join(frame) for frame in frames]
+
+    def take_batch(self, now: float, room: int = 1 << 30, held: Set[bytes] = frozenset()) -> list[tcp.Frame]:
+        """The same for whoever can send frames that are in pieces."""
         outbox = self._outbox
-        frames: list[bytes] = []
+        frames: list[tcp.Frame] = []
         if outbox.frames:
             frames += outbox.frames
-            outbox.frames.clear()  # the list itself stays: every connection appends to it
             if not self._disabled:
-                self._counters.went_out(frames)
+                self._counters.went_out(outbox.frames)
+            outbox.frames.clear()  # the list itself stays: every connection appends to it
         if outbox.packets:
             packets, outbox.packets = outbox.packets, []
             self._counters.packets_sent += len(packets)

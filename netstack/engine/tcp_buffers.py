@@ -12,6 +12,8 @@ MAX_PIECES: Final = 4096
 """Out-of-order pieces kept per connection: a 4 MiB window of 1,024-byte segments with its first one missing."""
 MAX_SACKED_RANGES: Final = 512
 """Ranges kept in a scoreboard; a guest that acknowledges every other byte gains nothing by naming more."""
+MAX_GATHERED: Final = 2
+"""Pieces of text in one segment that are left as they are: a segment seldom lies across more than one boundary."""
 _RECENT: Final = 8
 _SMALL_CHUNK: Final = 2048
 # What a connection has that loses nothing and whose order is kept, shared by all such: never changed, only replaced.
@@ -242,6 +244,19 @@ class SendBuffer:
             length -= len(parts[-1])
         return b"".join(parts)
 
+    def pieces(self, position: int, length: int) -> list[bytes | memoryview]:
+        """The same as it lies here, in MAX_GATHERED pieces at most: nothing is copied unless there would be more."""
+        chunk, offset = self.run_at(position)
+        pieces: list[bytes | memoryview] = [_part(chunk, offset, length)]
+        index, left = self._cursor_index, length - len(pieces[0])
+        while left:
+            if len(pieces) == MAX_GATHERED:
+                return [self.slice(position, length)]
+            index += 1
+            pieces.append(_part(self._chunks[index], 0, left))
+            left -= len(pieces[-1])
+        return pieces
+
     def run_at(self, position: int) -> tuple[bytes, int]:
         """The piece that holds the byte at `position`, between `start` and `end`, and where in it that byte is."""
         chunks = self._chunks
@@ -257,6 +272,11 @@ class SendBuffer:
     def clear(self) -> None:
         """Forget the bytes: the connection is over."""
         self._chunks.clear()
+
+
+def _part(chunk: bytes, offset: int, length: int) -> bytes | memoryview:
+    """At most `length` bytes from `offset` on, without a copy."""
+    return chunk if not offset and len(chunk) <= length else memoryview(chunk)[offset : offset + length]
 
 
 class Scoreboard:

@@ -146,6 +146,14 @@ class TcpConnection:
         return sender.room(self._limits.max_send_buffer)
 
     @property
+    def readable(self) -> int:
+        """Bytes of the host that are worth a read now."""
+        sender = self._sender
+        if sender.finishing or self.state not in st.CAN_SEND:
+            return 0
+        return sender.readable(self._limits.max_send_buffer)
+
+    @property
     def segment(self) -> int:
         """Bytes of a full segment to the guest."""
         return self._sender.recovery.mss
@@ -349,7 +357,7 @@ class TcpConnection:
             receiver.must_ack = True  # the guest had finished: whatever comes now is a repetition
             return
         if receiver.take(position, payload, fin=bool(flags & FIN)):
-            self._send_ack(self._urgent, now)
+            self._urgent.append(self._ack(now))
         if receiver.finished:
             self.signals |= st.PEER_FINISHED
             self._move(st.FIN_CAME)
@@ -389,7 +397,7 @@ class TcpConnection:
 
     # -- what we say --------------------------------------------------------------------------------------------------
 
-    def output(self, frames: list[bytes], room: int, now: float) -> bool:
+    def output(self, frames: list[tcp.Frame], room: int, now: float) -> bool:
         """Append the frames that are due, at most `room` of them with data; returns whether data had to wait for it."""
         state, sender, receiver = self.state, self._sender, self.receiver
         waiting = False
@@ -402,27 +410,28 @@ class TcpConnection:
                 if len(frames) > start and not receiver.has_blocks:
                     receiver.acknowledgement_went_out()
             if receiver.is_due():
-                self._send_ack(frames, now)
+                frames.append(self._ack(now))
             elif receiver.unacknowledged:
                 receiver.wait(now)
         elif receiver.must_ack:
-            self._send_ack(frames, now)
+            frames.append(self._ack(now))
         self._set_deadline()
         return waiting
 
-    def _send_ack(self, frames: list[bytes], now: float) -> None:
+    def _ack(self, now: float) -> bytes:
+        """An acknowledgement that goes out now."""
         buffer, receiver = self.receive_buffer, self.receiver
         options = self.stamps.option(now)
         if receiver.has_blocks:
             options += receiver.sack_option(3 if options else 4)
-        window = buffer.advertise()
-        frames.append(self._writer.frame(self._sender.next & _MASK, buffer.next & _MASK, ACK, window, options))
         receiver.acknowledgement_went_out()
+        position, expected = self._sender.next & _MASK, buffer.next & _MASK
+        return self._writer.frame(position, expected, ACK, buffer.advertise(), options)
 
     def _challenge(self, now: float) -> None:
         if now >= self.challenge_at:
             self.challenge_at = now + CHALLENGE_INTERVAL
-            self._send_ack(self._urgent, now)
+            self._urgent.append(self._ack(now))
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

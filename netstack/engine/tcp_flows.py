@@ -49,10 +49,10 @@ MAX_HALF_OPEN: int = 4096
 MAX_PEEKING: int = 1024
 """Flows that have not said their name yet; further ones are reset, unless one of the oldest has shaken no hands yet."""
 _LOOKED_AT: Final = 32
-READ_AGAIN: Final = 16 * 1024
-"""Bytes of room before a paused host socket is read again: not for every acknowledged segment."""
-READ_AT_ONCE: Final = 64 * 1024
-"""Bytes of one read of a host socket at most: one allocation the C library serves without a system call."""
+READ_AT_ONCE: Final = 512 * 1024
+"""Bytes of one read of a host socket at most. What a batch costs however much is in it is shared by more then; measured
+against 64 KiB: downloads 1.1 to 1.3 times as fast at an MTU of 1,500, 1.3 to 1.5 times at 65,520.
+"""
 _SERVED: Final = Verdict(ALLOW, "syn", "gateway-service")
 
 _MASK: Final = 0xFFFFFFFF
@@ -321,8 +321,8 @@ class TcpFlows:
         if flow is None:
             return 0
         connection = flow.connection
-        room, segment = min(connection.room, READ_AT_ONCE), connection.segment
-        room = room - room % segment if room >= segment else 0
+        room = min(connection.readable, READ_AT_ONCE)
+        room -= room % connection.segment
         flow.paused = room == 0
         return room
 
@@ -430,7 +430,7 @@ class TcpFlows:
             return
         if signals & st.PEER_FINISHED:
             self._guest_finished(flow, now)
-        if signals & st.ROOM and flow.paused and connection.room >= max(READ_AGAIN, connection.segment):
+        if signals & st.ROOM and flow.paused and connection.readable:
             flow.paused = False
             self._outbox.effects.append(effects.ReadStream(flow.id))
         if signals & st.ENDED and flow.state != GONE:
@@ -454,7 +454,7 @@ class TcpFlows:
         else:
             flow.guest_finished = True
 
-    def output(self, frames: list[bytes], room: int, now: float, held: Set[bytes] = frozenset()) -> None:
+    def output(self, frames: list[tcp.Frame], room: int, now: float, held: Set[bytes] = frozenset()) -> None:
         """Append what connections have to send, about `room` frames of it; the rest waits for the next call.
 
         Guests whose MAC is in `held` are sent no data, whatever the room.

@@ -7,6 +7,7 @@ from collections.abc import Set
 
 from netstack.engine.tcp_flow import TcpFlow
 from netstack.engine.timers import Timers
+from netstack.wire.tcp import Frame
 
 
 class TcpOutput:
@@ -25,7 +26,7 @@ class TcpOutput:
             flow.touched = True
             self.touched.append(flow)
 
-    def speak(self, frames: list[bytes], room: int, now: float, held: Set[bytes]) -> None:
+    def speak(self, frames: list[Frame], room: int, now: float, held: Set[bytes]) -> None:
         """Append what connections have to send, about `room` frames of it; the rest waits for the next call.
 
         Whoever had to wait comes first, in turn. Guests whose MAC is in `held` are sent no data, whatever the room.
@@ -47,7 +48,7 @@ class TcpOutput:
         self._waiting.extend(served)
 
     def _let_speak(
-        self, flow: TcpFlow, frames: list[bytes], last: int, now: float, held: Set[bytes], served: list[TcpFlow]
+        self, flow: TcpFlow, frames: list[Frame], last: int, now: float, held: Set[bytes], served: list[TcpFlow]
     ) -> None:
         """Let one flow say what it has to, and note whether it has to wait with the rest of it."""
         if flow.forgotten:

@@ -8,10 +8,10 @@ from typing import Final
 from netstack.engine.tcp_buffers import SendBuffer
 from netstack.engine.tcp_limits import MIN_BUFFER
 from netstack.engine.tcp_receiver import Receiver
-from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, PATIENT_WINDOW, LossRecovery, RoundTrip
+from netstack.engine.tcp_recovery import INITIAL_RTO, MAX_RTO, MIN_PATIENCE, LossRecovery, RoundTrip
 from netstack.engine.tcp_timestamps import Timestamps
 from netstack.wire.segment_trains import MIN_SEGMENTS
-from netstack.wire.tcp import ACK, FIN, PSH, SegmentWriter
+from netstack.wire.tcp import ACK, FIN, PSH, Frame, SegmentWriter
 
 DEFAULT_MSS: Final = 536
 """Without an MSS option (RFC 9293 section 3.7.1)."""
@@ -20,7 +20,9 @@ MAX_RETRANSMISSIONS: Final = 10
 LONG_TRAIN: Final = 32
 """Segments in one piece of the buffer that are worth a pass of their own."""
 LARGEST_IN_TRAIN: Final = 16 * 1024
-"""Bytes of a segment up to which making many in one pass costs less: what is larger should be copied only once."""
+"""Bytes of a segment up to which making many in one pass costs less: what is larger is not copied at all."""
+LARGE_READ: Final = 8
+"""Segments that are worth a read of the host, however much more could be held."""
 MAX_PROBES: Final = 10
 """Window probes without any answer before the guest counts as gone."""
 
@@ -85,13 +87,24 @@ class Sender:
         return self.buffer.end == self.buffer.start
 
     def room(self, most: int) -> int:
-        """Bytes that may be written now; `most` bounds what is held. Grows with what the guest takes: the smaller of
-        congestion and its window is on its way, and as much again waits, but no more than one read of a host gives.
+        """Bytes that may be written now; `most` bounds what is held. Grows with what the guest takes."""
+        return max(0, self._limit(most) - (self.buffer.end - self.buffer.start))
+
+    def readable(self, most: int) -> int:
+        """The same for reading a host, where few large reads cost less than many small: nothing while there is less
+        than a quarter of all that may be held, or LARGE_READ segments.
+        """
+        limit, mss = self._limit(most), self.recovery.mss
+        room = limit - (self.buffer.end - self.buffer.start)
+        return room if room >= max(mss, min(limit // 4, LARGE_READ * mss)) else 0
+
+    def _limit(self, most: int) -> int:
+        """What may be held: the smaller of congestion and the guest's window is on its way, and as much again waits,
+        MIN_BUFFER or two segments at most.
         """
         useful, mss = min(self.recovery.window, self.window), self.recovery.mss
         useful += min(useful, max(MIN_BUFFER, 2 * mss))
-        limit = max(MIN_BUFFER, 2 * mss, min(useful, most))
-        return max(0, limit - (self.buffer.end - self.buffer.start))
+        return max(MIN_BUFFER, 2 * mss, min(useful, most))
 
     def stop(self) -> None:
         """The connection is over: forget the bytes."""
@@ -147,7 +160,9 @@ class Sender:
         trip = self.round_trip
         if 0 <= trip.timed_position <= una:
             trip.acknowledged(una, now)
-        if trip.queueing and recovery.window >= max(PATIENT_WINDOW, 4 * recovery.mss):
+            if trip.queueing:
+                recovery.ease()
+        if trip.queueing and recovery.window >= recovery.patient_window:
             recovery.was_limiting = False  # more on its way would only wait there
         recovery.acknowledged(count, sacked_before, una, self.next)
         buffer = self.buffer
@@ -255,7 +270,7 @@ class Sender:
 
     # -- what is sent -------------------------------------------------------------------------------------------------
 
-    def emit(self, frames: list[bytes], room: int, receiver: Receiver, stamps: Timestamps, now: float) -> bool:
+    def emit(self, frames: list[Frame], room: int, receiver: Receiver, stamps: Timestamps, now: float) -> bool:
         """Append repetitions, new data and FIN, as the windows allow; returns whether some had to wait for `room`."""
         una, position, recovery, buffer = self.una, self.next, self.recovery, self.buffer
         end, expired = buffer.end, self._expired
@@ -272,7 +287,7 @@ class Sender:
         acknowledgement = receiver.buffer.next & _MASK
         offered = receiver.buffer.edge
         window = receiver.buffer.advertise()
-        emit = self.writer.frame
+        emit, gather = self.writer.frame, self.writer.gathered
         waiting = closed = False
         while recovery.mode and recovery.may_repeat(allowance):
             lost = recovery.next_lost(una)
@@ -341,7 +356,6 @@ class Sender:
             if len(frames) >= last:
                 waiting = True
                 break
-            payload = buffer.slice(position, length)
             position += length
             flags = ACK
             if position == end:
@@ -349,7 +363,12 @@ class Sender:
                 if self.finishing and position < edge:
                     flags = ACK | PSH | FIN
                     self.fin_sent = True
-            frames.append(emit(position - length & _MASK, acknowledgement, flags, window, options, payload))
+            if length > LARGEST_IN_TRAIN:
+                pieces = buffer.pieces(position - length, length)
+                frames.append(gather(position - length & _MASK, acknowledgement, flags, window, options, pieces))
+            else:
+                payload = buffer.slice(position - length, length)
+                frames.append(emit(position - length & _MASK, acknowledgement, flags, window, options, payload))
             allowance -= length
         if self.fin_sent:
             position = end + 1
@@ -386,7 +405,7 @@ class Sender:
             self._start_repair_timer(now)
 
     def _persist(
-        self, frames: list[bytes], acknowledgement: int, window: int, options: bytes, expired: int, now: float
+        self, frames: list[Frame], acknowledgement: int, window: int, options: bytes, expired: int, now: float
     ) -> None:
         """Nothing is on its way that could bring the news of an opened window: ask (RFC 9293 section 3.8.6.1)."""
         timeout = self.round_trip.timeout

@@ -341,7 +341,7 @@ class Driver:
                         self._dialer.cancel(effect.flow)
                     perform[type(effect)](effect, now)
             asked = stack.take_effects(now)
-        frames = stack.take_frames(now, FRAMES_PER_FLUSH, self._held(now))
+        frames = stack.take_batch(now, FRAMES_PER_FLUSH, self._held(now))
         if frames:
             self.switch.egress(frames)
         due = self._due = stack.next_deadline()

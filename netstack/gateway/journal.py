@@ -11,7 +11,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from guest_iface.link import BATCH
+from guest_iface.link import BATCH, Frame
 from netstack.journal import (
     BY_HAND,
     BY_NAME,
@@ -26,7 +26,7 @@ from netstack.journal import (
     OFFLOAD,
     SEQUENCE,
     STOPPED,
-    TAKE_FRAMES,
+    TAKE_BATCH,
     Call,
     encode,
 )
@@ -125,7 +125,7 @@ class Journal:
 
     def _listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
         """What is called in place of a method of the engine. Those that come with every batch go the shortest way."""
-        if call.code == TAKE_FRAMES:
+        if call.code == TAKE_BATCH:
             return self._frames_listener(call, method)
         if call.letters == "t":
             return self._time_listener(call, method)
@@ -262,12 +262,13 @@ class Journal:
         self._stop(SESSION)
         return method(*given, **named)
 
-    def _flushed(self, frames: Collection[bytes]) -> None:
+    def _flushed(self, frames: Collection[Frame]) -> None:
         links = self._driver.link_count
         if frames and not links:
             self._record(NOBODY, ())
         elif links > 1:
-            copies = [self._driver.switch.spread(frame[:6]) for frame in frames]
+            heads = [frame if isinstance(frame, bytes) else frame[0] for frame in frames]
+            copies = [self._driver.switch.spread(head[:6]) for head in heads]
             if any(count != 1 for count in copies):
                 self._record(COPIES, (b"".join(count.to_bytes(2, "little") for count in copies),))
         self._write()

@@ -351,7 +351,7 @@ class VirtualGuest:
 
     def speak(self, now: float) -> None:
         """Put on the wire what connections have to say, timers included: called by the network."""
-        frames: list[bytes] = []
+        frames: list[tcp.Frame] = []
         for key, connection in list(self._connections.items()):
             machine = connection.machine
             if machine.deadline <= now:
@@ -364,7 +364,7 @@ class VirtualGuest:
                 connection.settle()
                 del self._connections[key]
         for frame in frames:
-            self.network.send(frame)
+            self.network.send(frame if isinstance(frame, bytes) else b"".join(frame))
 
     @property
     def deadline(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -135,6 +136,10 @@ def build_sack(blocks: list[tuple[int, int]]) -> bytes:
     return bytes((1, 1, _SACK, 2 + 8 * len(blocks))) + b"".join(_TIMESTAMP_PAIR.pack(*block) for block in blocks)
 
 
+Frame = bytes | tuple[bytes, *tuple[bytes | memoryview, ...]]
+"""A frame, or the pieces of a large one in order; the first has all its headers."""
+
+
 class SegmentWriter:
     """Makes the frames of one direction of one connection: everything that never changes is packed and summed once.
 
@@ -165,17 +170,30 @@ class SegmentWriter:
         self._tcp_sum = self._pseudo_sum + source_port + destination_port
 
     def frame(
-        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes = b"", payload: bytes = b""
+        self,
+        sequence: int,
+        acknowledgement: int,
+        flags: int,
+        window: int,
+        options: bytes = b"",
+        payload: bytes = b"",
+        *,
+        more: int = 0,
+        more_sum: int = 0,
     ) -> bytes:
-        """One frame. `window` as it goes on the wire (already shifted); `options` a multiple of 4 bytes."""
-        length = HEADER + len(options) + len(payload)
-        offset_flags = (length - len(payload)) << 10 | flags
+        """One frame. `window` as it goes on the wire (already shifted); `options` a multiple of 4 bytes.
+
+        Without a payload, `more` bytes may follow elsewhere, whose sum (not folded) is `more_sum`.
+        """
+        header = HEADER + len(options)
+        length = header + len(payload) + more
+        offset_flags = header << 10 | flags
         if self.offload:
             # The pseudo-header's sum, not complemented: the rest is added to it where the frame goes.
             checksum = 0xFFFF - fold(self._pseudo_sum + length)
         else:
             # A 32-bit number is congruent to the sum of its two halves: no need to split sequence numbers to sum them.
-            total = self._tcp_sum + length + sequence + acknowledgement + offset_flags + window
+            total = self._tcp_sum + length + sequence + acknowledgement + offset_flags + window + more_sum
             if options:
                 total += int.from_bytes(options, "big")
             if len(payload) >= LARGE:
@@ -198,6 +216,19 @@ class SegmentWriter:
             0,
         )
         return b"%b%b%b" % (headers, options, payload) if options else headers + payload
+
+    def gathered(
+        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes,
+        pieces: Sequence[bytes | memoryview],
+    ) -> Frame:  # fmt: skip
+        """The same in pieces: the headers, and those of a large payload as they are."""
+        size = total = 0
+        for piece in pieces:
+            if not self.offload:
+                # At an odd place the bytes of each word change sides: that multiplies the sum by 256.
+                total += ones_sum(piece) << 8 if size & 1 else ones_sum(piece)
+            size += len(piece)
+        return (self.frame(sequence, acknowledgement, flags, window, options, more=size, more_sum=total), *pieces)
 
     def train(
         self, sequence: int, acknowledgement: int, window: int, options: bytes, text: bytes, start: int, count: int,

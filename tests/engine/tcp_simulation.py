@@ -14,10 +14,11 @@ from random import Random
 from struct import Struct
 from typing import Protocol
 
+from guest_iface.link import all_whole
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.tcp_limits import TcpLimits
-from netstack.wire.tcp import SegmentWriter, parse_options
+from netstack.wire.tcp import Frame, SegmentWriter, parse_options
 
 _TCP = Struct("!HHIIHHHH")
 _SYN, _ACK = 2, 16
@@ -203,11 +204,11 @@ class EngineEnd:
             if self.written == len(self.outgoing) and not self.finished:
                 self.finished = True
                 connection.finish()
-        frames: list[bytes] = []
+        frames: list[Frame] = []
         connection.output(frames, 1 << 30, now)
         self.signals |= connection.signals
         connection.signals = 0
         self.worst_window = max(self.worst_window, buffer.edge - buffer.next)
-        said = self.urgent + frames
+        said = self.urgent + all_whole(frames)
         self.urgent.clear()
         return said

@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netstack.engine.tcp_buffers import MAX_PIECES, MAX_SACKED_RANGES, ReceiveBuffer, Scoreboard, SendBuffer
+from netstack.engine.tcp_buffers import (
+    MAX_GATHERED,
+    MAX_PIECES,
+    MAX_SACKED_RANGES,
+    ReceiveBuffer,
+    Scoreboard,
+    SendBuffer,
+)
 
 START = (1 << 32) - 40
 """Positions cross 2**32 in every example; they are Python ints and should not care."""
@@ -176,6 +183,34 @@ def test_single_bytes_are_joined() -> None:
         buffer.append(b"x")
     assert len(buffer._chunks) < 10
     assert buffer.slice(1234, 5000) == b"x" * 5000
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=3_000), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 1 << 15), st.integers(1, 6_000)), min_size=1, max_size=12),
+)
+def test_pieces_are_the_slice_and_few(writes: list[bytes], cuts: list[tuple[int, int]]) -> None:
+    text = b"".join(writes)
+    buffer = SendBuffer(START)
+    for each in writes:
+        buffer.append(each)
+    for offset, length in cuts:
+        offset %= len(text)
+        length = min(length, len(text) - offset)
+        pieces = buffer.pieces(START + offset, length)
+        assert b"".join(pieces) == buffer.slice(START + offset, length) == text[offset : offset + length]
+        assert len(pieces) <= MAX_GATHERED
+
+
+def test_pieces_are_what_was_written_itself() -> None:
+    first, second = bytes(5_000), bytes(6_000)
+    buffer = SendBuffer(START)
+    buffer.append(first)
+    buffer.append(second)
+    whole, part = buffer.pieces(START, 7_000)
+    assert whole is first
+    assert isinstance(part, memoryview)
+    assert part.obj is second
 
 
 # -- what is known to have arrived ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_limits import TcpLimits
+from netstack.engine.tcp_recovery import MAX_QUEUEING
 
 from .tcp_guest import GuestModel
 from .tcp_simulation import EngineEnd, Link, Simulation
@@ -198,6 +199,28 @@ def test_a_queue_that_overflows_costs_little(timeouts: list[int]) -> None:
     assert size / elapsed > 0.85 * 2e6
     assert not timeouts
     assert frames <= 1.05 * size / 1448
+
+
+def test_a_queue_without_end_is_kept_short() -> None:
+    """100 MB/s and a queue that loses nothing: a window that has grown too large comes back, and the way stays busy."""
+    size, rate, delay = 12_000_000, 1e8, 0.0001
+    engine = EngineEnd(TcpLimits(), 1, outgoing=bytes(size))
+    guest = GuestModel(5, b"", window=1 << 22)
+    simulation = Simulation(engine, guest, Link(delay=delay, rate=rate, queue=1 << 20), 1)
+    sent: list[tuple[float, float]] = []
+
+    def watch(side: int, _frame: bytes, now: float) -> None:
+        if side == 0:
+            sent.append((now, max(0.0, simulation.free_at[0] - now)))
+
+    simulation.watch = watch
+    simulation.run(HOURS, lambda: engine.over and guest.over)
+    assert len(guest.received) == size
+    assert size / sent[-1][0] > 0.9 * rate
+    waits = [wait for _, wait in sent]
+    longest = max(waits[: len(waits) // 2])
+    came_back = min(waits[waits.index(longest) :])
+    assert 0 < came_back < 2 * delay + MAX_QUEUEING < longest
 
 
 def test_the_last_segments_of_a_transfer_do_not_wait_for_the_timer(timeouts: list[int]) -> None:

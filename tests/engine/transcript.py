@@ -43,10 +43,11 @@ from struct import Struct
 import dpkt
 import pytest
 
+from guest_iface.link import all_whole
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_connection import TcpConnection
 from netstack.engine.tcp_limits import TcpLimits
-from netstack.wire.tcp import SegmentWriter, parse_options
+from netstack.wire.tcp import Frame, SegmentWriter, parse_options
 
 from .segments import MASK, Segment, decode_options, encode_options, host_pattern, near, parse_segment, pattern
 
@@ -135,9 +136,9 @@ class Player:
         self.received += data
 
     def _output(self) -> None:
-        out: list[bytes] = []
+        out: list[Frame] = []
         self.waiting = self.connection.output(out, self.room, self.now)
-        said, self.urgent[:] = self.urgent[:] + out, []
+        said, self.urgent[:] = self.urgent[:] + all_whole(out), []
         self.signals |= self.connection.signals
         self.connection.signals = 0
         for frame in said:

@@ -33,7 +33,7 @@ MAC = bytes.fromhex("525400000001")
         ("open_inbound", ((b"\1\2\3\4", 0), (b"\5\6\7\x08", 80), None, 10.0)),
         ("flow_consulted", (Question(1, 6, (b"abcd", 1), (b"efgh", 2)), Verdict(ALLOW, "hook", "asked"))),
         ("replace_policy", (PolicySettings(disabled=True), "kill-switch", True)),
-        ("take_frames", (256, frozenset({b"abcdef", b"ghijkl"}))),
+        ("take_batch", (256, frozenset({b"abcdef", b"ghijkl"}))),
     ],
 )
 def test_a_record_is_read_as_it_was_written(name: str, values: tuple[object, ...]):
@@ -114,14 +114,32 @@ def test_frames_are_taken_with_what_was_asked(tmp_path: Path):
     recorder.begin(capture)
     asked = [(256, frozenset()), (256, frozenset()), (256, frozenset({MAC})), (1 << 30, frozenset())]
     for room, held in asked:
-        driver.stack.take_frames(1.0, room, held)
-    driver.stack.take_frames(2.0)
+        driver.stack.take_batch(1.0, room, held)
+    driver.stack.take_batch(2.0)
     recorder.end(capture)
     capture.close()
     read = [each for each in decode(journal_of(tmp_path / "a.pcapng")) if each[0] != journal.JUDGE]
-    taken = [(journal.TAKE_FRAMES, (None, *each)) for each in asked]
-    last = (journal.TAKE_FRAMES, (None, 1 << 30, frozenset()))
+    taken = [(journal.TAKE_BATCH, (None, *each)) for each in asked]
+    last = (journal.TAKE_BATCH, (None, 1 << 30, frozenset()))
     assert read == [(journal.NOW, (1.0,)), *taken, (journal.NOW, (2.0,)), last]
+
+
+def test_a_frame_in_pieces_goes_where_its_first_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On how many of several links frames went out, large ones too."""
+    driver = Driver(NetworkSettings(), resolver=NoResolver(), may_be_heard=True)
+    data = memoryview(bytearray(1000))
+    frames = [(MAC + bytes(48), data), MAC + bytes(60), (b"\xff" * 6 + bytes(48), data)]
+    monkeypatch.setitem(driver.stack.__dict__, "take_batch", lambda *_: frames)
+    monkeypatch.setattr(Driver, "link_count", 2)
+    monkeypatch.setattr(driver.switch, "spread", lambda mac: 1 if mac == MAC else 2)
+    capture = CaptureWriter(tmp_path / "a.pcapng", clock=lambda: 0.0)
+    recorder = Journal(driver, lambda: True)
+    recorder.begin(capture)
+    assert driver.stack.take_batch(1.0, 256, frozenset()) is frames
+    recorder.end(capture)
+    capture.close()
+    copies = [values for code, values in decode(journal_of(tmp_path / "a.pcapng")) if code == journal.COPIES]
+    assert copies == [(b"\1\0\1\0\2\0",)]
 
 
 def test_damage_is_told_and_nothing_else_raised():

@@ -75,6 +75,18 @@ def test_200_downloads_in_parallel(network: Network, tmp_path: Path) -> None:
         assert hashlib.sha256((tmp_path / str(size)).read_bytes()).hexdigest() == payload.sha256(size)
 
 
+@pytest.mark.parametrize("link", ["dgram", "stream"])
+@pytest.mark.parametrize("damage", ["", "loss=3", "reorder=25"], ids=["whole", "loss", "reorder"])
+def test_frames_of_64_kib(fresh, body_file: Path, link: str, damage: str) -> None:
+    """The largest MTU there is: text goes out as it was read, in pieces, and comes in one frame."""
+    network = fresh(link, options=["--mtu", "65520"], bridge=["--to-guest", damage, "--seed", "7"] if damage else [])
+    network.guest.run("ip", "link", "set", TAP, "mtu", "65520")
+    size = MEDIUM + 12_345
+    assert download(network, size) == payload.sha256(size)
+    assert download(network, size, "https") == payload.sha256(size)
+    assert upload(network, body_file, size) == [payload.sha256(size), str(size)]
+
+
 @pytest.mark.guest("tc")
 @pytest.mark.parametrize("kind", ["loss", "duplicate", "reorder"])
 def test_damaged_tap(fresh, body_file: Path, record_property, kind: str) -> None:

@@ -117,3 +117,24 @@ def test_without_numpy_segments_are_made_one_by_one() -> None:
 
 def test_a_process_that_sends_little_does_not_import_numpy() -> None:
     assert _said(SMALL) == "[None, None] False True True"
+
+
+@given(
+    texts=st.lists(st.binary(min_size=1, max_size=9_000), min_size=1, max_size=3),
+    sequence=st.integers(0, 2**32 - 1),
+    window=st.integers(0, 0xFFFF),
+    stamps=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)) | st.none(),
+    offload=st.sampled_from([0, 65_160]),
+    view=st.booleans(),
+)
+def test_a_frame_in_pieces_is_the_frame(
+    texts: list[bytes], sequence: int, window: int, stamps: tuple[int, int] | None, offload: int, view: bool
+) -> None:
+    """Pieces of odd lengths too: what follows them is at an odd place, and its bytes count in the other halves."""
+    options = build_timestamps(*stamps) if stamps else b""
+    make = writer(offload)
+    gathered = make.gathered(
+        sequence, 7, ACK | PSH, window, options, [memoryview(each) if view else each for each in texts]
+    )
+    assert len(gathered) == 1 + len(texts)
+    assert b"".join(gathered) == make.frame(sequence, 7, ACK | PSH, window, options, b"".join(texts))
