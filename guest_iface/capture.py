@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import trio
@@ -36,14 +37,14 @@ Chooser = Callable[[bytes], bool]
 
 
 class Sink(ABC):
-    """Where blocks go. Each list of pieces is whole blocks."""
+    """Where blocks go."""
 
     failure: str = ""
     """Why nothing is taken any more; empty while all is well."""
 
     @abstractmethod
-    def put(self, pieces: list[bytes], size: int) -> bool:
-        """Take blocks of `size` bytes together; False when there is no room, and they are lost."""
+    def put(self, blocks: bytes) -> bool:
+        """Take whole blocks, one behind the other; False when there is no room, and they are lost."""
 
     @abstractmethod
     def describe(self, block: bytes) -> None:
@@ -73,11 +74,13 @@ class Capture:
         *,
         clock: Callable[[], float] = trio.current_time,
         comment: Comment | None = None,
+        knows: Callable[[], bool] | None = None,
         chooses: Chooser | None = None,
         snaplen: int = MAX_FRAME,
         remark: Remark | None = None,
     ) -> None:
-        """`clock` gives the `now` of the frames, seconds; `comment` is asked once about each frame, when it is written.
+        """`clock` gives the `now` of the frames, seconds; `comment` is asked once about each frame, when it is written,
+        or about none of a batch before which `knows` says that there is nothing to be said.
 
         `remark` gives the comment of the whole file: it is told by how many nanoseconds its times are ahead of `clock`.
         `chooses` says which frames are captured, all without; of each, `snaplen` bytes are kept, 1 to MAX_FRAME.
@@ -89,6 +92,7 @@ class Capture:
         self._sink = sink
         self._clock = clock
         self._comment = comment
+        self._knows = knows
         self._chooses = chooses
         self._snaplen = snaplen
         self._held: list[tuple[int, Sequence[bytes]]] = []
@@ -96,6 +100,7 @@ class Capture:
         self._wall_offset: int | None = None
         self._started = time.time_ns()
         self._closed = False
+        self._lost = False
         said = remark(self._offset()) if remark is not None else ""
         sink.describe(pcapng.section_header(APPLICATION, said))
 
@@ -141,10 +146,9 @@ class Capture:
         False when they are lost, or frames are not here, unless `anyhow`: then there is no whole to be replayed.
         """
         self.release()
-        if not anyhow and (self.leaves_links_out or any(counts.lost for counts in self.counts)):
+        if not anyhow and (self.leaves_links_out or self._lost):
             return False
-        block = pcapng.journal(data)
-        return self._sink.put([block, b"", b""], len(block))  # three pieces, as a frame's
+        return self._sink.put(pcapng.journal(data))
 
     def _stamp(self) -> int:
         """Nanoseconds of the wall clock."""
@@ -161,42 +165,54 @@ class Capture:
             frames = list(filter(self._chooses, frames))
         if interface < 0 or not frames:
             return
-        high, low = stamp >> 32, stamp & 0xFFFFFFFF
         pieces: list[bytes] = []
-        put, head, tails = pieces.append, pcapng.HEAD.pack, pcapng.TAILS
-        code, width = pcapng.TAIL_WORDS
-        comment, snaplen = self._comment, self._snaplen
-        total = 0
-        plain_size, plain_length, before, behind = -1, 0, b"", b""
-        for frame in frames:
-            size = len(frame)
-            said = comment(frame, direction) if comment is not None else ""
-            # Most frames of a batch are as long as the one before, and what stands around them is the same then.
-            if size == plain_size and not said:
-                put(before)
-                put(frame)
-                put(behind)
-                total += plain_length
-                continue
-            kept = frame if size <= snaplen else frame[:snaplen]
-            padding = -len(kept) & 3
-            length = pcapng.PACKET_OVERHEAD + len(kept) + padding
-            option = b""
-            if said:
-                option = bytes(padding) + pcapng.comment_option(said)
-                length += len(option) - padding
-                padding = 0
-            before = head(pcapng.ENHANCED_PACKET, length, interface, high, low, len(kept), size)
-            behind = option + tails[padding].pack(code, width, direction, 0, 0, length)
-            plain_size, plain_length = (size, length) if kept is frame and not said else (-1, 0)
-            put(before)
-            put(kept)
-            put(behind)
-            total += length
+        if self._comment is None or (self._knows is not None and not self._knows()):
+            # Frames of a length have the same around them, and most of a batch are of one.
+            sizes = list(map(len, frames))
+            if sizes.count(sizes[0]) == len(sizes):
+                self._put_alike(pieces, interface, frames, direction, stamp)
+            else:
+                for _, alike in groupby(frames, len):
+                    self._put_alike(pieces, interface, list(alike), direction, stamp)
+        else:
+            for frame in frames:
+                said = self._comment(frame, direction)
+                self._put_alike(pieces, interface, (frame,), direction, stamp, said)
         counts = self.counts[interface]
         counts.received += len(frames)
-        if not self._sink.put(pieces, total):
+        # The only copy. No frame is kept: their memory is the next ones', and not another thread's to be given back.
+        if not self._sink.put(b"".join(pieces)):
             counts.lost += len(frames)
+            self._lost = True
+
+    def _put_alike(
+        self,
+        pieces: list[bytes],
+        interface: int,
+        frames: Sequence[bytes],
+        direction: int,
+        stamp: int,
+        said: str = "",
+    ) -> None:
+        """Add the pieces of blocks for frames that are all of one length, each with that comment, if there is one."""
+        size = len(frames[0])
+        kept = min(size, self._snaplen)
+        if kept < size:
+            frames = [frame[:kept] for frame in frames]
+        padding = -kept & 3
+        option = bytes(padding) + pcapng.comment_option(said) if said else b""
+        length = pcapng.PACKET_OVERHEAD + kept + (len(option) or padding)
+        before = pcapng.HEAD.pack(
+            pcapng.ENHANCED_PACKET, length, interface, stamp >> 32, stamp & 0xFFFFFFFF, kept, size
+        )
+        code, width = pcapng.TAIL_WORDS
+        tail = pcapng.TAILS[0 if said else padding].pack(code, width, direction, 0, 0, length)
+        behind = option + tail
+        count = len(frames)
+        blocks = [behind + before] * (2 * count + 1)
+        blocks[0], blocks[-1] = before, behind
+        blocks[1::2] = frames
+        pieces += blocks
 
     def statistics(self) -> bytes:
         """A block for each interface that says what was seen and what was lost."""
@@ -224,6 +240,7 @@ class CaptureWriter(Capture):
         *,
         clock: Callable[[], float] = trio.current_time,
         comment: Comment | None = None,
+        knows: Callable[[], bool] | None = None,
         chooses: Chooser | None = None,
         snaplen: int = MAX_FRAME,
         max_bytes: int = 0,
@@ -238,7 +255,9 @@ class CaptureWriter(Capture):
 
         self.file = CaptureFile(path, max_bytes=max_bytes, max_files=max_files)
         self.path = self.file.path
-        super().__init__(self.file, clock=clock, comment=comment, chooses=chooses, snaplen=snaplen, remark=remark)
+        super().__init__(
+            self.file, clock=clock, comment=comment, knows=knows, chooses=chooses, snaplen=snaplen, remark=remark
+        )
         self.file.last_words = self.statistics
 
     def flush(self) -> None:

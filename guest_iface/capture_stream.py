@@ -28,18 +28,18 @@ class CaptureStream(Sink):
     def describe(self, block: bytes) -> None:
         """See Sink."""
         if not self.failure:
-            self._append([block], len(block))
+            self._append(block)
 
-    def put(self, pieces: list[bytes], size: int) -> bool:
+    def put(self, blocks: bytes) -> bool:
         """See Sink."""
-        if self.failure or self._waiting + size > self._limit:
+        if self.failure or self._waiting + len(blocks) > self._limit:
             return False
-        self._append(pieces, size)
+        self._append(blocks)
         return True
 
-    def _append(self, pieces: list[bytes], size: int) -> None:
-        self._queue.extend(pieces)
-        self._waiting += size
+    def _append(self, blocks: bytes) -> None:
+        self._queue.append(blocks)
+        self._waiting += len(blocks)
         self._arrived.set()
 
     def close(self, last: bytes) -> None:

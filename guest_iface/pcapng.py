@@ -87,6 +87,12 @@ def journal(data: bytes) -> bytes:
     return _CUSTOM.pack(CUSTOM, length, ENTERPRISE, JOURNAL, len(data)) + data + bytes(padding) + _LENGTH.pack(length)
 
 
+def block_length(blocks: bytes, start: int) -> int:
+    """Bytes of the block that begins at `start`."""
+    length: int = _LENGTH.unpack_from(blocks, start + _LENGTH.size)[0]
+    return length
+
+
 def comment_option(text: str) -> bytes:
     """opt_comment, for what is between a padded frame and its tail. Cut where it is longer than MAX_COMMENT."""
     return _option(_COMMENT, text[:MAX_COMMENT].encode(errors="replace"))

@@ -131,17 +131,17 @@ _NUMBER = Struct("<Q")
 _FLOAT = Struct("<d")
 _LENGTH = Struct("<I")
 _FIXED: Final = {"n": "Q", "x": "Q", "d": "d", "f": "?", "t": ""}
-_WHOLE: Final = {
+FIXED: Final = {
     code: Struct("<B" + "".join(_FIXED[letter] for letter in letters))
     for code, letters in LETTERS.items()
     if set(letters) <= set(_FIXED)
 }
-"""Records of a fixed length."""
+"""Records of a fixed length: what packs the code, and values as `encode` has them."""
 
 
 def encode(code: int, values: tuple[Any, ...]) -> bytes:
     """One record. `values` are in the order of LETTERS, without times; text of a stream is its length."""
-    whole = _WHOLE.get(code)
+    whole = FIXED.get(code)
     if whole is not None:
         return whole.pack(code, *values)
     letters = LETTERS[code].replace("t", "")

@@ -21,6 +21,11 @@ def canonical(name: str | bytes) -> str | None:
     number"): an address is never a host name. Names beyond ASCII are None too: rules are turned to A-labels before
     they come here, and on the wire nothing else is a name (RFC 5890 section 2.3.2.1).
     """
+    # The same names are seen again and again: by DNS, in hellos and requests, and by the dialer.
+    return _known_form(name) if len(name) <= MAX_NAME else _form(name)
+
+
+def _form(name: str | bytes) -> str | None:
     if not name.isascii():
         return None  # before anything else: lower() would make the letter k of the Kelvin sign
     if isinstance(name, bytes):
@@ -28,14 +33,13 @@ def canonical(name: str | bytes) -> str | None:
     name = name.strip(" \t\r\n").lower().removesuffix(".")
     if not name or len(name) > MAX_NAME:
         return None
-    return name if _is_host_name(name) else None
-
-
-@lru_cache(maxsize=1024)
-def _is_host_name(name: str) -> bool:
-    """The same names are seen again and again: by DNS, in hellos and requests, and by the dialer."""
     labels = name.split(".")
-    return all(_LABEL.fullmatch(label) for label in labels) and not _NUMBER.fullmatch(labels[-1])
+    if _NUMBER.fullmatch(labels[-1]) or not all(_LABEL.fullmatch(label) for label in labels):
+        return None
+    return name
+
+
+_known_form = lru_cache(maxsize=2048)(_form)
 
 
 def suffixes(name: str) -> list[str]:

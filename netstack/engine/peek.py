@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from netstack.engine.names import canonical
-from netstack.wire.http_head import HeadReader, RequestHead
+from netstack.wire.http_head import HeadReader, RequestHead, plain_head
 from netstack.wire.quic_initial import InitialReader
 from netstack.wire.request_stream import RequestStream
 from netstack.wire.tls_hello import HANDSHAKE, ClientHello, HelloReader
@@ -79,8 +79,12 @@ class StreamPeek:
         if self._reader is None:
             tls = chunk[0] == HANDSHAKE
             self.protocol = TLS if tls else HTTP
-            self._reader = HelloReader() if tls else HeadReader()
-        result = self._reader.feed(chunk)
+            result: ClientHello | RequestHead | str | None = None if tls else plain_head(chunk)
+            if result is None:
+                self._reader = HelloReader() if tls else HeadReader()
+                result = self._reader.feed(chunk)
+        else:
+            result = self._reader.feed(chunk)
         if isinstance(result, RequestHead):
             self._outcome = judge_request(result, self._port)
         else:
@@ -136,8 +140,11 @@ class RequestGuard:
         """The next bytes from the guest. After a refusal nothing passes."""
         if self._refuse is not None:
             return Passage(b"", self._refuse)
+        pieces = self._stream.feed(chunk)
+        if len(pieces) == 1 and pieces[0].head is self._first and not self._stream.fault:
+            return Passage(pieces[0].data, None)
         passed = []
-        for piece in self._stream.feed(chunk):
+        for piece in pieces:
             if piece.head is not None and piece.head is not self._first:
                 self._refuse = self._judge(piece.head)
                 if self._refuse is not None:

@@ -1,6 +1,7 @@
 """What may leave the guest: rules in, verdicts out, each with its reason.
 
-A Policy never changes, it is replaced; what it has said of a place it says again.
+A Policy never changes: it is replaced. So what it has said of a place or a name it will always say, and the answers
+are remembered.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class PolicySettings:
 
 
 FULL_ACCESS: Final = PolicySettings()
-MAX_REMEMBERED: Final = 512
-"""Places whose verdict is remembered; then it begins anew."""
+MAX_REMEMBERED: Final = 1024
+"""Answers of each kind that are kept; then all of them are forgotten, and asked for again. Names are at most 253
+characters.
+"""
 
 _NOWHERE: Final = frozenset(("loopback", "unspecified", "multicast"))
 
@@ -57,8 +60,9 @@ class Policy:
         self.settings = settings
         self.rules = RuleSet(settings.rules or ())
         self._network = network
-        self._said: dict[tuple[int, bytes, int, str], Verdict] = {}
-        """Verdicts that no name has a part in: guests go where they have been before."""
+        self._connects: dict[tuple[int, bytes, int, str], Verdict] = {}
+        self._names: dict[tuple[int, str, int, str, str], Verdict] = {}
+        self._candidates: dict[tuple[int, bytes, int], str] = {}
 
     @property
     def access(self) -> str:
@@ -77,16 +81,16 @@ class Policy:
     def connect(self, protocol: int, address: bytes, port: int, *, step: str, answered: Iterable[str] = ()) -> Verdict:
         """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
         if answered:
-            return self._judge(protocol, address, port, step, answered)
-        place = protocol, address, port, step
-        verdict = self._said.get(place)
+            return self._connect(protocol, address, port, step, answered)
+        place = (protocol, address, port, step)
+        verdict = self._connects.get(place)
         if verdict is None:
-            if len(self._said) >= MAX_REMEMBERED:
-                self._said.clear()
-            verdict = self._said[place] = self._judge(protocol, address, port, step, ())
+            if len(self._connects) >= MAX_REMEMBERED:
+                self._connects.clear()
+            verdict = self._connects[place] = self._connect(*place, ())
         return verdict
 
-    def _judge(self, protocol: int, address: bytes, port: int, step: str, answered: Iterable[str]) -> Verdict:
+    def _connect(self, protocol: int, address: bytes, port: int, step: str, answered: Iterable[str]) -> Verdict:
         place = addresses.kind(address)
         fault = self._never(place) or (f"{place}-address" if _is_nowhere(place, address) else "")
         if fault:
@@ -124,6 +128,15 @@ class Policy:
 
     def name(self, protocol: int, name: str, port: int, *, step: str, source: str) -> Verdict:
         """A flow whose first bytes say `name` (canonical)."""
+        asked = (protocol, name, port, step, source)
+        verdict = self._names.get(asked)
+        if verdict is None:
+            if len(self._names) >= MAX_REMEMBERED:
+                self._names.clear()
+            verdict = self._names[asked] = self._name(*asked)
+        return verdict
+
+    def _name(self, protocol: int, name: str, port: int, step: str, source: str) -> Verdict:
         if self.settings.disabled:
             return Verdict(REFUSE, step, "disabled", name=name, source=source)
         if self.unrestricted:
@@ -157,6 +170,15 @@ class Policy:
         A public name that points at private places is DNS rebinding; only an address rule makes that right, and nothing
         does for metadata services, the guest's own subnet and the host's loopback.
         """
+        asked = (protocol, address, port)
+        fault = self._candidates.get(asked)
+        if fault is None:
+            if len(self._candidates) >= MAX_REMEMBERED:
+                self._candidates.clear()
+            fault = self._candidates[asked] = self._candidate(*asked)
+        return fault
+
+    def _candidate(self, protocol: int, address: bytes, port: int) -> str:
         place = addresses.kind(address)
         fault = self._never_by_name(address, place)
         if fault:

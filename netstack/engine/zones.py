@@ -40,9 +40,9 @@ _PLAIN_NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASC
 class _ReadyZone(NamedTuple):
     """A zone made ready for questions. Keys are what is left of the zone: lower case, wire form, no root label."""
 
-    exact: dict[bytes, tuple[int, wire.Records]]
-    patterns: tuple[tuple[int, re.Pattern[str], wire.Records], ...]
-    default: wire.Records | None
+    exact: dict[bytes, tuple[int, wire.Reply]]
+    patterns: tuple[tuple[int, re.Pattern[str], wire.Reply], ...]
+    default: wire.Reply | None
     ancestors: frozenset[bytes]
     reverse: dict[bytes, bytes]
 
@@ -98,7 +98,7 @@ class Zones:
         left = name[:at]
         found = _addresses(zone, left)
         if found is not None and qtype in (wire.A, wire.ANY):
-            return wire.Reply(wire.NOERROR, found, authoritative=True)
+            return found
         if not left and qtype in (wire.SOA, wire.ANY):
             return wire.Reply(wire.NOERROR, wire.collect((self._soa(0),)), authoritative=True)
         if not left and qtype == wire.NS:
@@ -179,31 +179,32 @@ def _make_ready(zone: Zone, suffix: bytes) -> _ReadyZone:
     if zone.default_ip is not None:
         _check_address(zone, zone.default_ip)
     return _ReadyZone(
-        {left: (position, _address_records(found)) for left, (position, found) in exact.items()},
-        tuple((position, pattern, _address_records(found)) for position, pattern, found in patterns.values()),
-        None if zone.default_ip is None else _address_records([zone.default_ip]),
+        {left: (position, _address_reply(found)) for left, (position, found) in exact.items()},
+        tuple((position, pattern, _address_reply(found)) for position, pattern, found in patterns.values()),
+        None if zone.default_ip is None else _address_reply([zone.default_ip]),
         frozenset(ancestors),
         reverse,
     )
 
 
-def _addresses(zone: _ReadyZone, left: bytes) -> wire.Records | None:
-    """The address records of a name: of the first record that fits, else the zone's default."""
+def _addresses(zone: _ReadyZone, left: bytes) -> wire.Reply | None:
+    """The addresses of a name: those of the first record that fits, else the zone's default."""
     exact = zone.exact.get(left)
     if zone.patterns:
         text = b".".join(wire.labels(left + b"\x00")).decode("latin-1")
-        for position, pattern, records in zone.patterns:
+        for position, pattern, reply in zone.patterns:
             if exact is not None and exact[0] < position:
                 break
             if pattern.search(text):
-                return records
+                return reply
     return zone.default if exact is None else exact[1]
 
 
-def _address_records(addresses: list[bytes]) -> wire.Records:
+def _address_reply(addresses: list[bytes]) -> wire.Reply:
     """A records owned by the question's name; an address given twice is one record (RFC 2181 section 5)."""
     once = dict.fromkeys(addresses)
-    return wire.collect(tuple(wire.record(_QUESTION_NAME, wire.A, RECORD_TTL, address) for address in once))
+    records = tuple(wire.record(_QUESTION_NAME, wire.A, RECORD_TTL, address) for address in once)
+    return wire.Reply(wire.NOERROR, wire.collect(records), authoritative=True)
 
 
 def _check_address(zone: Zone, address: bytes) -> None:

@@ -54,6 +54,10 @@ class CaptureComments:
             question = name + int(dns.rdatatype.from_text(event.qtype)).to_bytes(2, "big")
             _put(self._questions, (event.guest, question), _question_line(event))
 
+    def knows(self) -> bool:
+        """Whether anything waits for a frame."""
+        return bool(self._flows or self._questions)
+
     def take(self, frame: bytes, direction: int) -> str:
         """What is known of a frame and was not told of another before. `direction` as guest_iface.capture has it."""
         if not (self._flows or self._questions) or frame[12:14] != ethernet.IPV4:

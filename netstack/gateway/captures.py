@@ -99,6 +99,7 @@ class Captures:
                 clock=self._engine_time,
                 remark=self._remark(options),
                 comment=comments.take,
+                knows=comments.knows,
                 chooses=chooses,
                 snaplen=options.snaplen or MAX_FRAME,
                 max_bytes=options.rotate_size or 0,
@@ -127,6 +128,7 @@ class Captures:
             clock=self._engine_time,
             remark=self._remark(options),
             comment=comments.take,
+            knows=comments.knows,
             chooses=self._chooses(options),
             snaplen=options.snaplen or MAX_FRAME,
         )

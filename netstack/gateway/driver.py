@@ -16,7 +16,6 @@ import trio
 
 from guest_iface.link import BATCH, Link, LinkClosed, LinkCounters
 from guest_iface.switch import Switch
-from netstack.build_kind import build_kind
 from netstack.engine.effects import (
     AbortStream,
     ConsultDns,
@@ -110,7 +109,7 @@ class Driver:
 
         `event_sink(event, now)` is called for everything worth telling, `dial_watch` for dials; neither may block.
         `busy_poll`: seconds for which the next batch is waited for awake, at most. `may_be_heard`: a journal may be
-        wanted, of a compiled engine too, which then costs a look-up more for each call.
+        wanted (heard_engine.py).
         """
         self.switch = switch = Switch(settings.gateway_mac, note_drop=self._note_drop)
         # Each guest is on a link of its own, and one may do what another cannot.
@@ -124,7 +123,7 @@ class Driver:
             segment_offload=lambda mac: switch.segment_offload(mac),  # noqa: PLW0108 - looked up each time
         )
         """The engine itself, for those who look into it."""
-        self.stack = heard(self.engine) if may_be_heard and build_kind() == "compiled" else self.engine
+        self.stack = heard(self.engine) if may_be_heard else self.engine
         """The same, for all calls on it."""
         self._keep_guests_apart()
         self.sockets = HostSockets(self.stack)
@@ -223,6 +222,11 @@ class Driver:
         """The links that are served, by the switch's port."""
         return {port: attached.link for port, attached in self._attached.items()}
 
+    @property
+    def link_count(self) -> int:
+        """How many of them there are."""
+        return len(self._attached)
+
     def link_totals(self) -> LinkCounters:
         """What all links have carried together, those that are gone among them; without the reasons of drops."""
         total = LinkCounters()
@@ -270,7 +274,7 @@ class Driver:
         stack = self.stack
         self.now = now  # of what guests say to each other as well
         passed = self.switch.ingress(attached.port, frames, now)
-        stack.counters.frames += len(passed)
+        self.engine.counters.frames += len(passed)
         stack.receive_frames(passed, now)
         if attached.link.holds_frames:
             self.busy_poll.look_again(attached)
@@ -338,7 +342,7 @@ class Driver:
         # Moving it costs, and so does waking for what the next flush sees anyhow.
         if due < alarm or alarm - now < TICK / 2:
             self._alarm.deadline = max(due, now + TICK)
-        return stack.frames_wait
+        return self.engine.frames_wait
 
     def _report(self, effect: Report, now: float) -> None:
         if self._event_sink is not None:

@@ -6,16 +6,18 @@ there. A flush of the driver is a block, written before the frames that the flus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from guest_iface.link import BATCH, Frame
 from netstack.journal import (
     BY_HAND,
     BY_NAME,
     CALLS,
     COPIES,
+    FIXED,
     FRAMES,
     INJECTED,
     JUDGE,
@@ -35,10 +37,15 @@ if TYPE_CHECKING:
 
 MAX_BLOCK: Final = 4 << 20
 """Bytes of records that wait for a flush to end; then they are a block of their own."""
+MAX_RECORDS: Final = 1 << 16
+"""Records that do; most have a few bytes, which nobody counts."""
 TOUCHED: Final = "frames were held or damaged on the way from here on"
 BEHIND: Final = "the capture could not be written fast enough"
 TOO_MANY: Final = "there were more links than a capture describes"
 SESSION: Final = "a question came to the name server from outside of the network"
+_PACK_NOW: Final = FIXED[NOW].pack
+_ALL_PASSED: Final = [encode(FRAMES, (count, b"")) for count in range(BATCH + 1)]
+"""The records of batches that the engine was given whole, by their frames."""
 
 
 class Journal:
@@ -117,6 +124,20 @@ class Journal:
         self._size = 0
 
     def _listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
+        """What is called in place of a method of the engine. Those that come with every batch go the shortest way."""
+        if call.code == TAKE_BATCH:
+            return self._frames_listener(call, method)
+        if call.letters == "t":
+            return self._time_listener(call, method)
+        if call.letters in ("n", "nn"):
+            return self._numbers_listener(call, method)
+        if call.letters == "nx":
+            return self._text_listener(call, method)
+        if call is BY_NAME["replace_policy"]:
+            return partial(self._replace_policy, self._any_listener(call, method))
+        return self._any_listener(call, method)
+
+    def _any_listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
         code = call.code
         time = call.letters.find("t")
         text = call.letters.find("x")
@@ -133,13 +154,56 @@ class Journal:
             elif text >= 0:
                 values = (*values[:text], len(values[text]))
             self._record(code, values)
-            answer = method(*given, **named)
-            if code == TAKE_BATCH:
-                self._flushed(answer)
-            return answer
+            return method(*given, **named)
 
-        if call is BY_NAME["replace_policy"]:
-            return partial(self._replace_policy, listen)
+        return listen
+
+    def _time_listener(self, call: Call, method: Callable[[float], Any]) -> Callable[[float], Any]:
+        record, add = encode(call.code, ()), self._records.append
+
+        def listen(now: float) -> Any:
+            if now != self._now:
+                self._at(now)
+            add(record)
+            return method(now)
+
+        return listen
+
+    def _numbers_listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
+        code, pack, add = call.code, FIXED[call.code].pack, self._records.append
+
+        def listen(*numbers: int) -> Any:
+            add(pack(code, *numbers))
+            return method(*numbers)
+
+        return listen
+
+    def _text_listener(self, call: Call, method: Callable[[int, bytes], Any]) -> Callable[[int, bytes], Any]:
+        code, pack, add = call.code, FIXED[call.code].pack, self._records.append
+
+        def listen(number: int, text: bytes) -> Any:
+            add(pack(code, number, len(text)))
+            return method(number, text)
+
+        return listen
+
+    def _frames_listener(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
+        code, add = call.code, self._records.append
+        last = call.defaults["room"], call.defaults["held"]
+        record = encode(code, last)
+
+        def listen(now: float, room: int = last[0], held: Set[bytes] = last[1]) -> Any:
+            nonlocal last, record
+            if now != self._now:
+                self._at(now)
+            if (room, held) != last:  # seldom: as much as ever, and no guest is behind
+                last = room, held
+                record = encode(code, last)
+            add(record)
+            frames = method(now, room, held)
+            self._flushed(frames)
+            return frames
+
         return listen
 
     # -- what is heard -----------------------------------------------------------------------------------------------
@@ -150,11 +214,11 @@ class Journal:
         self._size += len(record)
 
     def _at(self, now: float) -> None:
-        if self._size > MAX_BLOCK:
+        if self._size > MAX_BLOCK or len(self._records) > MAX_RECORDS:
             self._write()
         if now != self._now:
             self._now = now
-            self._record(NOW, (now,))
+            self._records.append(_PACK_NOW(NOW, now))
 
     def _ingress(self, method: Callable[..., list[bytes]], port: int, frames: list[bytes], now: float) -> list[bytes]:
         passed = method(port, frames, now)
@@ -162,6 +226,8 @@ class Journal:
         if self._by_hand:
             for frame in passed:
                 self._record(INJECTED, (frame,))
+        elif len(passed) == len(frames) <= BATCH:
+            self._records.append(_ALL_PASSED[len(frames)])
         else:
             self._record(FRAMES, (len(frames), b"" if len(passed) == len(frames) else _which(frames, passed)))
         return passed
@@ -196,12 +262,13 @@ class Journal:
         self._stop(SESSION)
         return method(*given, **named)
 
-    def _flushed(self, frames: Collection[bytes]) -> None:
-        links = len(self._driver.links)
+    def _flushed(self, frames: Collection[Frame]) -> None:
+        links = self._driver.link_count
         if frames and not links:
             self._record(NOBODY, ())
         elif links > 1:
-            copies = [self._driver.switch.spread(frame[:6]) for frame in frames]
+            heads = [frame if isinstance(frame, bytes) else frame[0] for frame in frames]
+            copies = [self._driver.switch.spread(head[:6]) for head in heads]
             if any(count != 1 for count in copies):
                 self._record(COPIES, (b"".join(count.to_bytes(2, "little") for count in copies),))
         self._write()

@@ -8,6 +8,7 @@ message is malformed: a reason word. Nothing else but HTTP/1.0 and 1.1 is read: 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from netstack.wire.tls_hello import is_address
@@ -89,12 +90,11 @@ class HeadReader:
         if self._result is not None:
             return self._result
         data = self._data
-        # Nearly every head comes in one piece and is as it should be: that is seen at once, and the rest line by line.
-        plain = None if data else _PLAIN_HEAD.match(chunk, 0, MAX_HEAD)
+        plain = None if data else plain_head(chunk)
         data += chunk[: MAX_HEAD - len(data)]
-        if plain is not None and data.count(b"\n", 0, plain.end()) <= MAX_FIELDS + 2:
-            self._result = self._read_plain(plain)
-            return self._result
+        if plain is not None:
+            self._result = plain
+            return plain
         if not self._line and data and not 0x41 <= data[0] & 0xDF <= 0x5A:
             self._result = "http-leading-newline" if data[0] in b"\r\n" else "not-http"
             return self._result
@@ -109,23 +109,11 @@ class HeadReader:
             self._line = self._searched = end
         return self._result
 
-    def _read_plain(self, head: re.Match[bytes]) -> RequestHead | str:
-        method, self._target, version = head.groups()
-        self._method = method.decode("ascii")
-        if self._method == "CONNECT":
-            return "http-connect"
-        self._version = int(version)
-        self._line = head.end() - 2
-        known = self._known
-        for name, value in _KNOWN_FIELDS.findall(self._data, 0, head.end()):
-            known.setdefault(name.lower(), []).append(value.strip(b" \t"))
-        return self._finish()
-
     def _read_line(self, line: bytes) -> RequestHead | str | None:
         if not self._line:
             return self._read_request_line(line)
         if line == b"\r\n":
-            return self._finish()
+            return _judged(self._method, self._target, self._version, self._known, self._line + 2)
         field = FIELD_LINE.fullmatch(line)
         if field is None:
             return field_fault(line)
@@ -146,50 +134,84 @@ class HeadReader:
         self._version = int(parts[3])
         return "http-connect" if self._method == "CONNECT" else None
 
-    def _finish(self) -> RequestHead | str:
-        """The empty line: judge the fields together."""
-        known = self._known
-        values = known.get(b"host", [])
+
+def plain_head(chunk: bytes) -> RequestHead | str | None:
+    """What a HeadReader says of a stream that begins with this chunk, if a whole head is in it and as it should be:
+    nearly every one comes in one piece. None for all others: those are read line by line.
+    """
+    plain = _PLAIN_HEAD.match(chunk, 0, MAX_HEAD)
+    if plain is None:
+        return None
+    size = plain.end()
+    if chunk.count(b"\n", 0, size) > MAX_FIELDS + 2:
+        return None
+    method, target, version = plain.groups()
+    if method == b"CONNECT":
+        return "http-connect"
+    known: dict[bytes, list[bytes]] = {}
+    for name, value in _KNOWN_FIELDS.findall(chunk, 0, size):
+        known.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return _judged(method.decode("ascii"), target, 1 if version == b"1" else 0, known, size)
+
+
+def _judged(method: str, target: bytes, version: int, known: dict[bytes, list[bytes]], size: int) -> RequestHead | str:
+    """A head whose lines are all well-formed: judge its fields together."""
+    values = known.get(b"host")
+    host, port, address = b"", 0, False
+    if values is not None:
         if len(values) > 1:
             return "host-duplicate"
-        host, port = b"", 0
-        if values:
-            authority = _AUTHORITY.fullmatch(values[0])
-            if authority is None:
-                return _authority_fault(values[0])
-            host = authority[1]
-            port = int(authority[2] or 0)
-            if port > 65535:
-                return "host-port"
-        elif self._version:
-            return "host-missing"  # RFC 9112 section 3.2
-        fault = _target_fault(self._method, self._target, values[0] if values else b"")
+        value = values[0]
+        authority = _known_authority(value) if len(value) <= MAX_NAME_SHOWN else _authority(value)
+        if isinstance(authority, str):
+            return authority
+        host, port, address = authority
+    elif version:
+        return "host-missing"  # RFC 9112 section 3.2
+    if not target.startswith(b"/"):
+        fault = _target_fault(method, target, values[0] if values else b"")
         if fault:
             return fault
-        body = _body_length(known, self._version)
-        if isinstance(body, str):
-            return body
-        websocket = False
-        if b"upgrade" in known or b"http2-settings" in known:
-            fault = self._upgrade_fault(body)
-            if fault:
-                return fault
-            websocket = True
-        size = self._line + 2
-        address = host.startswith(b"[") or is_address(host)
-        return RequestHead(self._method, self._target, self._version, host, port, address, body, websocket, size)
+    if len(known) == 1 and values is not None:  # nothing but the host
+        return RequestHead(method, target, version, host, port, address, 0, False, size)
+    body = _body_length(known, version)
+    if isinstance(body, str):
+        return body
+    websocket = False
+    if b"upgrade" in known or b"http2-settings" in known:
+        fault = _upgrade_fault(method, version, known, body)
+        if fault:
+            return fault
+        websocket = True
+    return RequestHead(method, target, version, host, port, address, body, websocket, size)
 
-    def _upgrade_fault(self, body: int) -> str:
-        """Why the connection may not change its protocol; empty when it asks for WebSocket (RFC 6455 section 4.1)."""
-        known = self._known
-        wanted = _members(known.get(b"upgrade", []))
-        # RFC 7540 section 3.2; gone since RFC 9113, still obeyed by servers.
-        if b"http2-settings" in known or any(word.startswith(b"h2c") for word in wanted):
-            return "http-h2c"
-        asked = b"upgrade" in _members(known.get(b"connection", []))
-        if wanted != [b"websocket"] or not asked or self._method != "GET" or body or not self._version:
-            return "http-upgrade"
-        return ""
+
+def _authority(value: bytes) -> tuple[bytes, int, bool] | str:
+    """Host, port and whether it is an address, of a Host field's value; or what is wrong with it."""
+    authority = _AUTHORITY.fullmatch(value)
+    if authority is None:
+        return _authority_fault(value)
+    host = authority[1]
+    port = int(authority[2] or 0)
+    if port > 65535:
+        return "host-port"
+    return host, port, host.startswith(b"[") or is_address(host)
+
+
+_known_authority = lru_cache(maxsize=1024)(_authority)
+"""The same hosts are asked again and again."""
+
+
+def _upgrade_fault(method: str, version: int, known: dict[bytes, list[bytes]], body: int) -> str:
+    """Why the connection may not change its protocol; empty when it asks for WebSocket (RFC 6455 section 4.1)."""
+    wanted = _members(known.get(b"upgrade", []))
+    # RFC 7540 section 3.2; gone since RFC 9113, still obeyed by servers.
+    if b"http2-settings" in known or any(word.startswith(b"h2c") for word in wanted):
+        return "http-h2c"
+    asked = b"upgrade" in _members(known.get(b"connection", []))
+    if wanted != [b"websocket"] or not asked or method != "GET" or body or not version:
+        return "http-upgrade"
+    return ""
 
 
 _READ_FIELDS: Final = frozenset(

@@ -76,7 +76,10 @@ class RequestStream:
         first = self._first
         if first is not None:
             self._first = None
-            if size >= first.size:
+            if size == first.size:
+                self._begin_body(first)
+                return [Piece(chunk, first)]
+            if size > first.size:
                 at = first.size
                 pieces.append(Piece(chunk[:at], first))
                 self._begin_body(first)

@@ -312,3 +312,36 @@ def test_no_list_and_all_rules_differ_in_nothing_but_the_reason(
     assert free.action == listed.action
     if not free.allowed:
         assert free == listed
+
+
+# -- what was said once ----------------------------------------------------------------------------------------------
+
+_ASKED = st.tuples(
+    st.sampled_from((TCP, UDP)),
+    st.sampled_from(("93.184.216.34", "10.1.0.9", "192.168.127.254", "127.0.0.1", "169.254.169.254", "2001:db8::1")),
+    st.sampled_from(("pypi.org", "a.example.com", "evil.example")),
+    st.sampled_from((22, 80, 443)),
+    st.sampled_from(("syn", "tls")),
+    st.sampled_from(((), ("github.com",))),
+)
+
+
+@given(st.lists(_ASKED, max_size=20))
+def test_an_answer_is_the_same_each_time(asked: list[tuple[int, str, str, int, str, tuple[str, ...]]]) -> None:
+    """Policies that remember three answers, and one that has never been asked, say the same, in any order."""
+
+    def made() -> Policy:
+        return policy("pypi.org", "*.example.com:22", "github.com:22", "10.1.0.0/16", "tcp/10.1.0.9:22", "@host:80")
+
+    def answers(held: Policy, protocol: int, address: str, name: str, port: int, step: str, told: tuple[str, ...]):
+        return (
+            held.connect(protocol, packed(address), port, step=step, answered=told),
+            held.name(protocol, name, port, step=step, source="sni"),
+            held.candidate(protocol, packed(address), port),
+        )
+
+    held = made()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("netstack.engine.policy.MAX_REMEMBERED", 3)
+        for each in asked:
+            assert answers(held, *each) == answers(made(), *each) == answers(held, *each)

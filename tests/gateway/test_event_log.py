@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import trio
@@ -25,7 +27,7 @@ from netstack.engine.events import (
 )
 from netstack.engine.verdict import ALLOW, REFUSE, Verdict
 from netstack.gateway import event_log
-from netstack.gateway.event_log import GATHER_SECONDS, EventLog, EventLogError, event_line
+from netstack.gateway.event_log import GATHER_SECONDS, EventLog, EventLogError, event_fields, event_line
 
 WHEN = 1_764_000_000.25
 GUEST = bytes([192, 168, 127, 2])
@@ -132,6 +134,49 @@ def test_j6_what_a_guest_chose_stays_on_one_printable_line_and_comes_back_unchan
         assert line.isascii()
         assert line[:-1].isprintable()
         assert json.loads(line).get(key, "") == text
+
+
+_SECONDS = st.floats() | st.floats(0, 1000)
+_ADDRESSES = st.binary(min_size=4, max_size=4)
+_ENDPOINTS = st.tuples(_ADDRESSES | st.binary(min_size=16, max_size=16), st.integers(0, 65_535))
+_VERDICTS = st.builds(Verdict, st.sampled_from((ALLOW, REFUSE)), *[st.text(max_size=5)] * 5)
+_FIELDS: dict[str, st.SearchStrategy[object]] = {
+    "mac": st.binary(min_size=6, max_size=6),
+    "address": _ADDRESSES,
+    "guest": _ENDPOINTS,
+    "destination": _ENDPOINTS,
+    "dialled": _ENDPOINTS,
+    "seconds": _SECONDS,
+    "verdict": _VERDICTS,
+}
+_BY_TYPE: dict[type, st.SearchStrategy[object]] = {str: st.text(max_size=5), int: st.integers(0, 2**64)}
+
+
+def _events(kind: type) -> st.SearchStrategy[Event]:
+    """Any event of a kind: a value for each field, by its name or its type."""
+    fields = {name: _FIELDS[name] if name in _FIELDS else _BY_TYPE[of] for name, of in get_type_hints(kind).items()}
+    if kind is DnsEvent:
+        fields |= {"guest": _ADDRESSES, "verdict": st.none() | _VERDICTS}
+    return st.builds(kind, **fields)
+
+
+@pytest.mark.parametrize("kind", get_args(Event))
+@given(data=st.data(), when=st.floats(0, 4e9))
+def test_a_line_is_the_json_of_the_events_fields(kind: type, data: st.DataObject, when: float):
+    """Byte for byte, though it is not made of them."""
+    event = data.draw(_events(kind))
+    moment = datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    assert event_line(event, when) == json.dumps({"time": moment, **event_fields(event)}, separators=(",", ":")) + "\n"
+
+
+@given(st.integers(0, 4_000_000_000), st.integers(-3, 3), st.integers(0, 1_000_000))
+def test_times_are_those_of_datetime(second: int, ulps: int, microsecond: int):
+    """Also beside a second's end, and half-way between two microseconds."""
+    when = second + (microsecond + 0.5) / 1e6 if ulps else float(second)
+    for _ in range(abs(ulps)):
+        when = math.nextafter(when, math.copysign(math.inf, ulps))
+    moment = datetime.fromtimestamp(when, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    assert json.loads(event_line(FrameDropped("x", 1), when))["time"] == moment
 
 
 def _lines(path: Path) -> list[dict[str, object]]:

@@ -9,17 +9,20 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from dpkt import pcapng
+from hypothesis import given
+from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import ARP, Ether
 
 from guest_iface import pcapng as our_pcapng
 from guest_iface.cable import Cable
-from guest_iface.capture import CaptureWriter
+from guest_iface.capture import Capture, CaptureWriter, Sink
 from guest_iface.capture_file import FLUSH_INTERVAL
 from guest_iface.link import LinkError
 from guest_iface.pcapng import INBOUND, OUTBOUND
@@ -86,6 +89,50 @@ def test_frames_of_one_length_each_with_its_own(tmp_path: Path, snaplen: int) ->
     comments = [[option.text for option in block.opts if option.code == 1] for block in read]
     assert comments == [[said[frame]] if frame in said else [] for frame in frames]
     assert all(option.data[0] == OUTBOUND for block in read for option in block.opts if option.code == 2)
+
+
+@given(
+    st.lists(st.integers(14, 80), min_size=1, max_size=20),
+    st.sampled_from((16, 61, 65_562)),
+    st.dictionaries(st.integers(14, 80), st.text(min_size=1, max_size=5), max_size=3),
+)
+def test_a_batch_is_written_as_its_frames_would_be_one_by_one(
+    sizes: list[int], snaplen: int, said: dict[int, str]
+) -> None:
+    """Byte for byte, whatever follows what; and when nothing is known, as if nobody had been asked."""
+    frames = [bytes((number,)) * size for number, size in enumerate(sizes)]
+
+    def written(batches: list[list[bytes]], **options: Any) -> bytes:
+        sink = Kept()
+        capture = Capture(sink, clock=lambda: 1.0, snaplen=snaplen, **options)
+        capture._wall_offset = 1_764_000_000_000_000_000  # the same each time
+        for batch in batches:
+            capture.write(0 if capture.counts else capture.add_interface("a"), batch, OUTBOUND)
+        return sink.blocks
+
+    def comment(frame: bytes, _direction: int) -> str:
+        return said.get(len(frame), "")
+
+    one_by_one = [[frame] for frame in frames]
+    assert written([frames], comment=comment) == written(one_by_one, comment=comment)
+    assert written([frames]) == written(one_by_one)
+    assert written([frames], comment=comment, knows=lambda: False) == written([frames])
+    assert written([frames], comment=comment, knows=lambda: True) == written([frames], comment=comment)
+
+
+class Kept(Sink):
+    """A sink that keeps the blocks of frames."""
+
+    def __init__(self) -> None:
+        self.blocks = b""
+
+    def put(self, blocks: bytes) -> bool:
+        self.blocks += blocks
+        return True
+
+    def describe(self, block: bytes) -> None: ...
+
+    def close(self, last: bytes) -> None: ...
 
 
 @pytest.mark.skipif(not shutil.which("tshark") or not shutil.which("capinfos"), reason="Wireshark's tools are missing")

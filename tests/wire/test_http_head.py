@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netstack.wire.http_head import MAX_HEAD, HeadReader, RequestHead, http_refusal
+from netstack.wire.http_head import MAX_HEAD, HeadReader, RequestHead, http_refusal, plain_head
 from netstack.wire.request_stream import RequestStream
 
 from .http_requests import HEAD, REAL, WEBSOCKET, get, heard_by_http_server, written
@@ -298,6 +298,7 @@ def test_any_cuts_of_damaged_heads(data: st.DataObject) -> None:
     whole = read(bytes(stream))
     assert whole is None or isinstance(whole, RequestHead | str)
     assert read(bytes(stream), *cuts) == read_singly(bytes(stream)) == whole
+    assert plain_head(bytes(stream)) in (None, whole), "read at once, or line by line"
 
 
 @given(data=st.data())
