@@ -6,7 +6,7 @@ are remembered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -46,9 +46,7 @@ class PolicySettings:
 
 FULL_ACCESS: Final = PolicySettings()
 MAX_REMEMBERED: Final = 1024
-"""Answers of each kind that are kept; then all of them are forgotten, and asked for again. Names are at most 253
-characters.
-"""
+"""Answers of each kind that are kept, the latest. Names are at most 253 characters."""
 
 _NOWHERE: Final = frozenset(("loopback", "unspecified", "multicast"))
 
@@ -60,9 +58,10 @@ class Policy:
         self.settings = settings
         self.rules = RuleSet(settings.rules or ())
         self._network = network
-        self._connects: dict[tuple[int, bytes, int, str], Verdict] = {}
-        self._names: dict[tuple[int, str, int, str, str], Verdict] = {}
-        self._candidates: dict[tuple[int, bytes, int], str] = {}
+        remember = lru_cache(maxsize=MAX_REMEMBERED)
+        self._known_connect: Callable[[int, bytes, int, str], Verdict] = remember(self._connect)
+        self._known_name: Callable[[int, str, int, str, str], Verdict] = remember(self._name)
+        self._known_candidate: Callable[[int, bytes, int], str] = remember(self._candidate)
 
     @property
     def access(self) -> str:
@@ -82,15 +81,9 @@ class Policy:
         """A flow to `address:port`, judged before NAT. `answered`: names our DNS gave this guest the address for."""
         if answered:
             return self._connect(protocol, address, port, step, answered)
-        place = (protocol, address, port, step)
-        verdict = self._connects.get(place)
-        if verdict is None:
-            if len(self._connects) >= MAX_REMEMBERED:
-                self._connects.clear()
-            verdict = self._connects[place] = self._connect(*place, ())
-        return verdict
+        return self._known_connect(protocol, address, port, step)
 
-    def _connect(self, protocol: int, address: bytes, port: int, step: str, answered: Iterable[str]) -> Verdict:
+    def _connect(self, protocol: int, address: bytes, port: int, step: str, answered: Iterable[str] = ()) -> Verdict:
         place = addresses.kind(address)
         fault = self._never(place) or (f"{place}-address" if _is_nowhere(place, address) else "")
         if fault:
@@ -128,13 +121,7 @@ class Policy:
 
     def name(self, protocol: int, name: str, port: int, *, step: str, source: str) -> Verdict:
         """A flow whose first bytes say `name` (canonical)."""
-        asked = (protocol, name, port, step, source)
-        verdict = self._names.get(asked)
-        if verdict is None:
-            if len(self._names) >= MAX_REMEMBERED:
-                self._names.clear()
-            verdict = self._names[asked] = self._name(*asked)
-        return verdict
+        return self._known_name(protocol, name, port, step, source)
 
     def _name(self, protocol: int, name: str, port: int, step: str, source: str) -> Verdict:
         if self.settings.disabled:
@@ -170,13 +157,7 @@ class Policy:
         A public name that points at private places is DNS rebinding; only an address rule makes that right, and nothing
         does for metadata services, the guest's own subnet and the host's loopback.
         """
-        asked = (protocol, address, port)
-        fault = self._candidates.get(asked)
-        if fault is None:
-            if len(self._candidates) >= MAX_REMEMBERED:
-                self._candidates.clear()
-            fault = self._candidates[asked] = self._candidate(*asked)
-        return fault
+        return self._known_candidate(protocol, address, port)
 
     def _candidate(self, protocol: int, address: bytes, port: int) -> str:
         place = addresses.kind(address)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from netstack.engine.settings import NetworkSettings
@@ -18,7 +20,7 @@ GROUP: Final = 5
 """Broadcast and multicast: no flow at all."""
 
 MAX_REMEMBERED: Final = 512
-"""Destinations whose route is remembered; then it begins anew."""
+"""Destinations whose route is remembered, the latest."""
 
 _REASONS: Final = {
     OWN: "unserved-port",
@@ -46,18 +48,13 @@ class Routes:
 
     def __init__(self, settings: NetworkSettings) -> None:
         self._settings = settings
-        self._known: dict[bytes, Route] = {}
+        self._known: Callable[[bytes], Route] = lru_cache(maxsize=MAX_REMEMBERED)(self._find)
         self._own = frozenset({settings.gateway_ip}) | settings.virtual_ips
         self._broadcasts = frozenset({settings.broadcast_ip, b"\xff\xff\xff\xff"})
 
     def lookup(self, address: bytes) -> Route:
         """The route of a packed destination address, judged before NAT. Guests go where they have been before."""
-        route = self._known.get(address)
-        if route is None:
-            if len(self._known) >= MAX_REMEMBERED:
-                self._known.clear()
-            route = self._known[address] = self._find(address)
-        return route
+        return self._known(address)
 
     def _find(self, address: bytes) -> Route:
         settings = self._settings
