@@ -18,11 +18,15 @@ REFUSED_PORT = 9
 IP_RECVERR = 11
 
 
+SO_RCVBUFFORCE = 33
+
+
 @contextlib.contextmanager
 def echo(where: Namespace, address: str, port: int = 0) -> Iterator[tuple[str, int]]:
     """An echo server in a thread; yields its address."""
     with where.socket(socket.SOCK_DGRAM) as server:
         server.bind((address, port))
+        server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)  # by default it holds 277 small datagrams
         server.settimeout(0.2)
         stop = threading.Event()
 
@@ -136,6 +140,8 @@ def test_many_ports_at_once(network: Network) -> None:
     """300 guest ports talk to one server; each gets its own answer."""
     guests = [network.guest.socket(socket.SOCK_DGRAM) for _ in range(300)]
     with echo(network.host, PUBLIC) as at, closing_all(*guests):
+        guests[0].sendto(b"first", at)  # no more than 277 wait for the answer to the guest's ARP request either
+        assert guests[0].recv(10) == b"first"
         for number, one in enumerate(guests):
             one.sendto(b"%d" % number, at)
         for number, one in enumerate(guests):
