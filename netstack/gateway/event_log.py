@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 
 QUEUE_EVENTS: Final = 16_384
 """Events that wait for the writer; further ones are counted as lost."""
-GATHER_SECONDS: Final = 0.1
+GATHER_SECONDS: Final = 0.02
 """How long events are gathered after some were written: a thread for each would cost more than the events do."""
+GATHER_MANY_SECONDS: Final = 0.1
+"""The same while more happen than are told."""
 TELL_SUPPRESSED: Final = 1.0
 """Seconds between two lines that say how many events were left out."""
 CLOSE_SECONDS: Final = 1.0
@@ -329,7 +331,7 @@ class EventLog:
             if not await trio.to_thread.run_sync(self._write_out, events, notes, abandon_on_cancel=True):
                 self._lost += lost + len(events)
                 self._budget.suppressed.update(suppressed)
-            with trio.move_on_after(GATHER_SECONDS):
+            with trio.move_on_after(GATHER_MANY_SECONDS if self._budget.suppressed else GATHER_SECONDS):
                 await self._ending.wait()
 
     def _open_again(self) -> None:
