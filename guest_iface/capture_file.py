@@ -162,7 +162,7 @@ class CaptureFile(Sink):
                 if error.errno not in _NOT_SO:
                     raise
             except NotImplementedError:
-                pass
+                pass  # this Python's C library has no pwritev2(2)
             self._uncached = 0
         return os.writev(self._fd, part)
 

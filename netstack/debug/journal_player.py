@@ -191,6 +191,7 @@ class JournalPlayer:
             )
             for call in CALLS
         }
+        # What went out is compared with frames of a capture, which are whole.
         self._methods[TAKE_BATCH] = (stack.take_frames, *self._methods[TAKE_BATCH][1:])
 
     def initial_sequence(self) -> int:

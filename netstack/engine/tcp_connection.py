@@ -140,18 +140,15 @@ class TcpConnection:
     @property
     def room(self) -> int:
         """Bytes `write` takes now."""
-        sender = self._sender
-        if sender.finishing or self.state not in st.CAN_SEND:
-            return 0
-        return sender.room(self._limits.max_send_buffer)
+        return self._sender.room(self._limits.max_send_buffer) if self._is_writable() else 0
 
     @property
     def readable(self) -> int:
         """Bytes of the host that are worth a read now."""
-        sender = self._sender
-        if sender.finishing or self.state not in st.CAN_SEND:
-            return 0
-        return sender.readable(self._limits.max_send_buffer)
+        return self._sender.readable(self._limits.max_send_buffer) if self._is_writable() else 0
+
+    def _is_writable(self) -> bool:
+        return not self._sender.finishing and self.state in st.CAN_SEND
 
     @property
     def segment(self) -> int:
@@ -160,7 +157,7 @@ class TcpConnection:
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the guest. Ignored once the connection cannot send any more."""
-        if data and not self._sender.finishing and self.state in st.CAN_SEND:
+        if data and self._is_writable():
             self._sender.buffer.append(data)
 
     def finish(self) -> None:

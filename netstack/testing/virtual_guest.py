@@ -17,6 +17,7 @@ import dns.message
 import dns.rdatatype
 import trio
 
+from guest_iface.link import whole
 from netstack.debug import packets
 from netstack.engine import tcp_states as st
 from netstack.engine.tcp_connection import TcpConnection
@@ -364,7 +365,7 @@ class VirtualGuest:
                 connection.settle()
                 del self._connections[key]
         for frame in frames:
-            self.network.send(frame if isinstance(frame, bytes) else b"".join(frame))
+            self.network.send(whole(frame))
 
     @property
     def deadline(self) -> float:
